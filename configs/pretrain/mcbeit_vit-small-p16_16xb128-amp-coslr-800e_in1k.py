@@ -1,0 +1,5 @@
+"""mc-BEiT ViT-S/16: the base recipe; the authors give none for S (own choice)."""
+
+_base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
+
+model = dict(backbone=dict(arch='small'), head=dict(embed_dims=384))

@@ -1,0 +1,21 @@
+"""mc-BEiT ViT-S/16 on your own unlabelled photos, one GPU: any folder tree of images.
+
+MCBEIT_DATA=/path/to/photos python tools/train.py
+configs/pretrain/mcbeit_vit-small-p16_1xb256-bf16-coslr-300e_photos.py
+"""
+
+_base_ = './mcbeit_vit-small-p16_16xb128-amp-coslr-800e_in1k.py'
+
+train_dataloader = dict(
+    batch_size=256,
+    num_workers=8,
+    dataset=dict(data_root='{{$MCBEIT_DATA:data/photos}}', data_prefix=''),
+)
+optim_wrapper = dict(
+    type='Bf16OptimWrapper',
+    optimizer=dict(lr=1.5e-3 * 256 / 2048),  # the linear rule from the authors' batch
+)
+train_cfg = dict(max_epochs=300)
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=300)
+auto_scale_lr = dict(base_batch_size=256)

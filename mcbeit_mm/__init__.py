@@ -1,0 +1,34 @@
+"""mcbeit_mm: mc-BEiT pretraining and transfer on OpenMMLab.
+
+Importing the package registers every component in MMEngine's root registries and serves mmcv's
+missing ops.
+"""
+
+__version__ = '0.1.0'
+
+from . import mmcv_ops
+
+mmcv_ops.install()  # before anything imports mmcv.ops
+
+from . import (  # noqa: E402
+    backbone,
+    head,
+    hooks,
+    losses,
+    mcbeit,
+    optim,
+    tokenizers,
+    transforms,
+)
+
+__all__ = [
+    'backbone',
+    'head',
+    'hooks',
+    'losses',
+    'mcbeit',
+    'mmcv_ops',
+    'optim',
+    'tokenizers',
+    'transforms',
+]

@@ -1,0 +1,251 @@
+"""Student view + mask -> patch features: the BEiT vision transformer, for pretraining,
+classification, segmentation.
+
+Built from timm's BEiT blocks; parameter names are those of the official BEiT and mc-BEiT
+checkpoints.
+Source: lixiaotong97/mc-BEiT@37489a1 modeling_pretrain.py, modeling_finetune.py.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
+from timm.models.beit import Attention, Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .rel_pos import Grid, num_table_rows, table_to_bias
+
+ARCHS = {
+    'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
+    'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
+    'large': dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
+}
+OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
+REL_POS = ('shared', 'per_block', 'none')
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class BiasedAttention(Attention):
+    """timm's BEiT attention with the position bias handed in, built once for any grid."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N) or None."""
+        batch, num_tokens, _ = x.shape
+        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if shared_rel_pos_bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
+            shared_rel_pos_bias = shared_rel_pos_bias.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=shared_rel_pos_bias)
+        return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
+
+
+class RelativePositionTable(nn.Module):
+    """The one table that all blocks share; its name in checkpoints is `rel_pos_bias`."""
+
+    def __init__(self, grid: Grid, num_heads: int):
+        super().__init__()
+        table = torch.zeros(num_table_rows(grid), num_heads)
+        self.relative_position_bias_table = nn.Parameter(table)
+
+
+@MODELS.register_module()
+class MCBEiTViT(BaseModule):
+    """BEiT vision transformer whose patches can be replaced by a mask token.
+
+    Any input whose sides are multiples of the patch works: position tables are resized in
+    `forward`. `mask_token` exists only in the pretraining model (`out_type='raw'`), `fc_norm` only
+    with `'avg_featmap'`, `norm` with every other `out_type` unless `final_norm=False`
+    (segmentation reads un-normed features).
+
+    Args:
+        arch: 'small', 'base', 'large' or a dict(embed_dims, num_layers, num_heads,
+            feedforward_channels).
+        img_size: side or (H, W) in pixels; sets the grid of the position tables.
+        layer_scale_init_value: start of gamma_1 and gamma_2; 0 leaves layer scale out.
+        rel_pos: one table for all blocks, one per block, or none.
+        out_indices: blocks to return, negative counts from the end.
+        out_type: 'raw' (B, 1+L, D), 'cls_token' (B, D), 'featmap' (B, D, h, w), 'avg_featmap' (B,
+            D).
+        with_cp: recompute blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.1,
+        rel_pos: str = 'shared',
+        abs_pos: bool = False,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str = 'raw',
+        final_norm: bool = True,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg=init_cfg)
+        sizes = _arch_sizes(arch)
+        _check_choice('out_type', out_type, OUT_TYPES)
+        _check_choice('rel_pos', rel_pos, REL_POS)
+        self.embed_dims, self.num_layers, num_heads = (
+            sizes[key] for key in ('embed_dims', 'num_layers', 'num_heads')
+        )
+        self.patch_size, self.rel_pos, self.out_type = patch_size, rel_pos, out_type
+        self.with_cp = with_cp
+        self.out_indices = _block_indices(out_indices, self.num_layers)
+        dims = self.embed_dims
+
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.grid = self.patch_grid(*size)
+        self.patch_embed = PatchEmbed(size, patch_size, in_channels, dims, strict_img_size=False)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dims))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dims)) if out_type == 'raw' else None
+        num_patches = self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dims)) if abs_pos else None
+        self.rel_pos_bias = (
+            RelativePositionTable(self.grid, num_heads) if rel_pos == 'shared' else None
+        )
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.num_layers)
+        self.blocks = nn.ModuleList(
+            self._make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
+        )
+        pooled = out_type == 'avg_featmap'
+        self.norm = LayerNorm(dims) if final_norm and not pooled else nn.Identity()
+        self.fc_norm = LayerNorm(dims) if pooled else None
+        self._initialize()
+        self.register_load_state_dict_pre_hook(_drop_index_buffers)
+
+    def _make_block(self, sizes: dict, drop_path: float, layer_scale: float) -> Block:
+        dims, num_heads = sizes['embed_dims'], sizes['num_heads']
+        block = Block(
+            dims,
+            num_heads,
+            qkv_bias=True,
+            mlp_ratio=sizes['feedforward_channels'] / dims,
+            drop_path=drop_path,
+            init_values=layer_scale or None,
+            norm_layer=LayerNorm,
+        )
+        block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
+        if self.rel_pos == 'per_block':
+            table = torch.zeros(num_table_rows(self.grid), num_heads)
+            block.attn.relative_position_bias_table = nn.Parameter(table)
+        return block
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Initialise as the authors: only pretraining cuts its normal at one sigma."""
+        pretraining = self.mask_token is not None
+        cut = 0.02 if pretraining else 2.0
+        init = partial(nn.init.trunc_normal_, std=0.02, a=-cut, b=cut)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) or (pretraining and isinstance(module, nn.Conv2d)):
+                init(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for token in (self.cls_token, self.mask_token, self.pos_embed):
+            if token is not None:
+                init(token)
+        for depth, block in enumerate(self.blocks, start=1):
+            block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
+            block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
+
+    def patch_grid(self, height: int, width: int) -> Grid:
+        """Patch grid (h, w) of an image; ValueError if the patch does not divide it."""
+        if height % self.patch_size or width % self.patch_size or min(height, width) <= 0:
+            raise ValueError(
+                f'input of {height}x{width} pixels is no multiple of the {self.patch_size}-pixel '
+                'patch; resize or pad it'
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def position_bias(self, grid: Grid) -> list[Tensor | None]:
+        """Attention bias of each block for a patch grid, each (1, heads, 1+L, 1+L)."""
+        if self.rel_pos == 'none':
+            return [None] * self.num_layers
+        if self.rel_pos == 'shared':
+            table = self.rel_pos_bias.relative_position_bias_table
+            return [table_to_bias(table, self.grid, grid)] * self.num_layers
+        tables = (block.attn.relative_position_bias_table for block in self.blocks)
+        return [table_to_bias(table, self.grid, grid) for table in tables]
+
+    def embed(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        """Tokens (B, 1+L, D) of images (B, C, H, W), with the mask token where mask is True."""
+        x = self.patch_embed(x)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError(f"masks need out_type='raw', got {self.out_type!r}")
+            mask = mask.flatten(1)
+            if mask.shape != x.shape[:2]:
+                raise ValueError(
+                    f'mask {tuple(mask.shape)} does not fit patches {grid} of {x.shape[:2]}'
+                )
+            x = torch.where(mask.bool().unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        if self.pos_embed is not None:
+            x = x + resample_abs_pos_embed(self.pos_embed, grid, self.grid)
+        return x
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Encode images (B, C, H, W); mask (B, L) or (B, h, w) bool, True = masked patch."""
+        grid = self.patch_grid(*x.shape[-2:])
+        biases = self.position_bias(grid)
+        x = self.embed(x, mask, grid)
+        outs = []
+        for i, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
+            if self.with_cp and self.training:
+                x = checkpoint(block, x, bias, use_reentrant=False)
+            else:
+                x = block(x, bias)
+            if i in self.out_indices:
+                last = i == self.num_layers - 1
+                outs.append(self._format(self.norm(x) if last else x, grid))
+        return tuple(outs)
+
+    def _format(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        patches = x[:, 1:]
+        if self.out_type == 'avg_featmap':
+            return self.fc_norm(patches.mean(dim=1))
+        return patches.transpose(1, 2).reshape(len(x), -1, *grid)
+
+
+def _drop_index_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Official checkpoints store the position index, which is a function of the grid."""
+    for key in [key for key in state_dict if key.endswith('relative_position_index')]:
+        if key.startswith(prefix):
+            del state_dict[key]
+
+
+def _arch_sizes(arch: str | dict) -> dict:
+    if isinstance(arch, str):
+        _check_choice('arch', arch, tuple(ARCHS))
+        return ARCHS[arch]
+    missing = set(ARCHS['base']) - set(arch)
+    if missing:
+        raise ValueError(f'arch {dict(arch)} lacks {sorted(missing)}')
+    return arch
+
+
+def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    wrong = [i for i in indices if not -num_layers <= i < num_layers]
+    if wrong:
+        raise ValueError(f'out_indices {wrong} lie outside the {num_layers} blocks')
+    return tuple(sorted(i % num_layers for i in indices))
+
+
+def _check_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}, expected one of {choices}')

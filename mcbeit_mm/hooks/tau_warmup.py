@@ -1,0 +1,39 @@
+"""Warm up the temperature of the tokenizer's probabilities."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..targets import tau_at
+
+
+@HOOKS.register_module()
+class TauWarmupHook(Hook):
+    """Moves tau linearly from `tau_start` to the head's own tau over the first epochs, see
+    `targets.tau_at`.
+
+    The published recipe keeps tau constant at 4.0 and needs no such hook. Epochs are counted
+    absolutely, so a resumed run continues the schedule.
+    """
+
+    def __init__(self, tau_start: float, warmup_epochs: int = 30):
+        if tau_start <= 0:
+            raise ValueError(f'tau_start must be positive, got {tau_start}')
+        self.tau_start, self.warmup_epochs = tau_start, warmup_epochs
+
+    def before_train(self, runner: Runner) -> None:
+        """Remember the final tau."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._settings = model.head.multi_choice
+        self._tau = self._settings.tau
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Set the epoch's tau and log it."""
+        tau = tau_at(runner.epoch, self._tau, self.tau_start, self.warmup_epochs)
+        self._settings.tau = tau
+        runner.message_hub.update_scalar('train/tau', tau)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the final tau in place."""
+        self._settings.tau = self._tau

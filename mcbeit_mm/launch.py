@@ -1,0 +1,164 @@
+"""What the command-line tools share: checked overrides, early checks, one-line errors."""
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmengine.registry
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+
+class SetupError(ValueError):
+    """A mistake of the user's that shows only once the run is being started."""
+
+
+@contextmanager
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Print the given errors as one line and exit with 2; MCBEIT_TRACEBACK=1 shows where."""
+    try:
+        yield
+    except kinds as error:
+        if os.environ.get('MCBEIT_TRACEBACK') == '1':
+            raise
+        text = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(f'error: {text}', file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse_options(options: list[str]) -> dict:
+    """Parse `key=value` words as OpenMMLab's --cfg-options does."""
+    wrong = [option for option in options if '=' not in option]
+    if wrong:
+        raise ValueError(f'--cfg-options takes key=value, got {" ".join(wrong)}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction)
+    return parser.parse_args(['--options', *options]).options or {}
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config, apply `--cfg-options`; FileNotFoundError or ValueError say what is wrong."""
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        near = difflib.get_close_matches(
+            Path(path).name, os.listdir(folder) if folder.is_dir() else []
+        )
+        hint = f'; did you mean {folder / near[0]}?' if near else ''
+        raise FileNotFoundError(f'no config file {path}{hint}')
+    cfg = Config.fromfile(path)
+    for key in options or {}:
+        check_option(cfg, key)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def check_option(cfg: Config, key: str) -> None:
+    """ValueError unless the config has the dotted key or the class it goes to takes it."""
+    node, walked = cfg, []
+    for part in key.split('.'):
+        if isinstance(node, list | tuple):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ValueError(
+                    f'--cfg-options {key}: {".".join(walked)} has {len(node)} entries, no {part!r}'
+                )
+            node = node[int(part)]
+        elif isinstance(node, Config | ConfigDict | dict) and part in node:
+            node = node[part]
+        else:
+            known = list(node) if isinstance(node, Config | ConfigDict | dict) else []
+            arguments = _arguments(node, top=not walked)
+            if arguments is not None and (part in arguments or '**' in arguments):
+                return
+            near = difflib.get_close_matches(part, known + list(arguments or ()), n=3)
+            place = '.'.join(walked) or 'the config'
+            hint = f'; did you mean {", ".join(near)}?' if near else f'; it has {", ".join(known)}'
+            raise ValueError(f'--cfg-options {key}: {place} has no key {part!r}{hint}')
+        walked.append(part)
+
+
+def _arguments(node: object, top: bool) -> set[str] | None:
+    """Arguments of the class that a config node builds ('**': any); None if unknown."""
+    if top:
+        return set(inspect.signature(Runner.__init__).parameters) - {'self'}
+    kind = node.get('type') if isinstance(node, ConfigDict | dict) else None
+    if isinstance(kind, str):
+        registries = vars(mmengine.registry).values()
+        found = (r.get(kind) for r in registries if isinstance(r, Registry))
+        kind = next((cls for cls in found if cls is not None), None)
+    if not inspect.isclass(kind):
+        return None
+    names: set[str] = set()
+    for cls in kind.__mro__:
+        if '__init__' not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return names - {'self'}
+    return names - {'self'} | {'**'}
+
+
+def set_precision(cfg: Config, precision: str) -> None:
+    """Choose 'fp32', 'fp16' or 'bf16' for the forward pass of any config."""
+    kinds = dict(fp32='OptimWrapper', fp16='AmpOptimWrapper', bf16='Bf16OptimWrapper')
+    cfg.optim_wrapper.type = kinds[precision]
+    for key in ('dtype', 'loss_scale'):
+        cfg.optim_wrapper.pop(key, None)
+
+
+def check_before_run(cfg: Config) -> None:
+    """Find at once what would fail minutes later: data folders, weights, precision."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            _check_dataset(name, cfg[name].dataset)
+    for key in ('load_from', 'resume_from'):
+        path = cfg.get(key)
+        if path and '://' not in path and not Path(path).exists():
+            raise FileNotFoundError(f'{key}: no file {path}')
+    wrapper = cfg.get('optim_wrapper', {})
+    if wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        raise ValueError(
+            'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
+        )
+
+
+def _check_dataset(name: str, dataset: ConfigDict) -> None:
+    while 'dataset' in dataset:  # wrappers such as RepeatDataset
+        dataset = dataset.dataset
+    root = Path(dataset.get('data_root') or '')
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())
+    for folder in [root, *(root / p for p in prefixes if isinstance(p, str))]:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
+                f'--cfg-options {name}.dataset.data_root=FOLDER'
+            )
+
+
+def adapt_to_device(cfg: Config) -> None:
+    """Let a config written for GPUs run on a machine without one: gloo, no pinned memory."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name) or {}
+        if loader.get('num_workers') == 0:
+            loader.persistent_workers = False  # torch refuses the pair
+        if not torch.cuda.is_available() and loader.get('pin_memory'):
+            loader.pin_memory = False
+    if torch.cuda.is_available() or cfg.get('launcher', 'none') == 'none':
+        return
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'launcher {cfg.launcher!r} needs GPUs; on CPUs use tools/dist_train.sh')
+    # MMEngine's own set-up calls torch.cuda.set_device and hands DDP a device id, both of which
+    # need CUDA.
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+    )

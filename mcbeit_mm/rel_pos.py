@@ -1,0 +1,94 @@
+"""Relative position tables: their index, their bias, and their resizing to another patch grid.
+
+A table has one row per relative offset (dy, dx) of a patch grid (h, w), row-major, plus three last
+rows for class-to-patch, patch-to-class and class-to-class: (2h - 1)(2w - 1) + 3 rows, one column
+per head.
+Source: BEiT (arXiv 2106.08254) and lixiaotong97/mc-BEiT@37489a1.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from timm.models.beit import gen_relative_position_index
+from torch import Tensor
+
+Grid = tuple[int, int]
+NUM_CLS_ROWS = 3
+
+
+def num_table_rows(grid: Grid) -> int:
+    """Number of rows of the table of a patch grid, class-token rows included."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLS_ROWS
+
+
+@lru_cache(maxsize=32)
+def position_index(grid: Grid, device: torch.device) -> Tensor:
+    """Table row of each (query, key) pair, class token first: (1 + h*w, 1 + h*w) int64."""
+    with torch.no_grad():
+        return gen_relative_position_index(grid, device=device)
+
+
+def table_to_bias(table: Tensor, table_grid: Grid, grid: Grid) -> Tensor:
+    """Attention bias of an input with patch grid `grid`: (1, heads, 1 + h*w, 1 + h*w).
+
+    The table is resized first where its own grid is another one; gradients flow through both steps.
+    """
+    table = resize_table(table, table_grid, grid)
+    index = position_index(grid, table.device)
+    return table[index].permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Resize a table by the cubic interpolation on a geometric grid that the BEiT family uses.
+
+    The interpolation is linear in the table, so it is a product with one small matrix per axis:
+    differentiable, exact in the source's own grid, and defined for non-square grids. The three
+    class-token rows are kept.
+    """
+    if source == target:
+        return table
+    offsets, cls_rows = table[:-NUM_CLS_ROWS], table[-NUM_CLS_ROWS:]
+    heads = table.shape[1]
+    offsets = offsets.view(2 * source[0] - 1, 2 * source[1] - 1, heads)
+    rows = axis_matrix(source[0], target[0], table.device, table.dtype)
+    cols = axis_matrix(source[1], target[1], table.device, table.dtype)
+    offsets = torch.einsum('as,bt,sth->abh', rows, cols, offsets)
+    return torch.cat([offsets.reshape(-1, heads), cls_rows])
+
+
+@lru_cache(maxsize=64)
+def axis_matrix(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Interpolation matrix of one axis, (2 * target - 1, 2 * source - 1), rows sum to 1.
+
+    Source offsets sit at 0, +-1, +-(1 + q), +-(1 + q + q^2), ... so that near offsets keep their
+    spacing and the outermost reaches the target's outermost. A smaller target takes evenly spaced
+    sources instead: the authors' ratio search stops at q = 1.01 there and would crop the table.
+    """
+    if source == 1:
+        matrix = np.ones((2 * target - 1, 1))
+    else:
+        positions = _source_positions(source, target)
+        wanted = np.arange(-(target - 1), target, dtype=float)
+        degree = min(3, 2 * source - 2)
+        spline = make_interp_spline(positions, np.eye(2 * source - 1), k=degree)
+        matrix = spline(np.clip(wanted, positions[0], positions[-1]))
+    with torch.no_grad():
+        return torch.as_tensor(matrix, dtype=dtype, device=device)
+
+
+def _source_positions(source: int, target: int) -> np.ndarray:
+    if target <= source:
+        return np.linspace(-(target - 1), target - 1, 2 * source - 1)
+    low, high = 1.01, 1.5
+    # Bisection to 1e-6, as the authors': the sum 1 + q + ... over the source's half width is the
+    # target's.
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio ** (source - 1)) / (1 - ratio) > target - 1:
+            high = ratio
+        else:
+            low = ratio
+    half = np.cumsum(ratio ** np.arange(source - 1))
+    return np.concatenate([-half[::-1], [0.0], half])

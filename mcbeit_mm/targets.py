@@ -1,0 +1,59 @@
+"""Token logits + patch features -> multi-choice targets: the paper on one screen.
+
+Shapes: B images, L patches, D embed_dims, V vocab_size.
+Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
+    """Probabilities p = softmax(z / tau), (B, L, V), of logits z (B, V, h, w) or (B, V, L)."""
+    return (_full(token_logits).flatten(2) / tau).softmax(dim=1).transpose(1, 2)
+
+
+def affinity(feats: Tensor, tau_affinity: float = 1.0) -> Tensor:
+    """W = softmax(cos(f, f) / tau_affinity), (B, L, L), of feats f (B, L, D); rows sum to 1."""
+    directions = F.normalize(_full(feats), dim=-1)
+    return (directions @ directions.transpose(1, 2) / tau_affinity).softmax(dim=-1)
+
+
+def refine(probs: Tensor, affinity: Tensor, omega: float) -> Tensor:
+    """Blend probs p (B, L, V) with those of similar patches: omega * W p + (1 - omega) * p."""
+    return omega * (affinity @ probs) + (1 - omega) * probs
+
+
+def multi_choice_targets(
+    token_logits: Tensor,
+    feats: Tensor,
+    *,
+    tau: float = 4.0,
+    omega: float = 0.2,
+    tau_affinity: float = 1.0,
+    detach_affinity: bool = False,
+) -> Tensor:
+    """Refined multi-choice targets (B, L, V) of all patches, masked or not; rows sum to 1.
+
+    The student's feats (B, L, D), class token removed, get a gradient through W, as in the
+    authors' code, unless `detach_affinity`.
+    """
+    weights = affinity(feats.detach() if detach_affinity else feats, tau_affinity)
+    return refine(soft_probs(token_logits, tau), weights, omega)
+
+
+def tau_at(epoch: int, tau: float, tau_start: float, warmup_epochs: int = 30) -> float:
+    """Temperature of an absolute epoch: linear from tau_start to tau over warmup_epochs, then
+    constant.
+
+    The authors count from the epoch where training (re)starts and fail on runs shorter than the
+    warm-up.
+    """
+    progress = min(1.0, epoch / (warmup_epochs - 1)) if warmup_epochs > 1 else 1.0
+    return tau_start + (tau - tau_start) * progress
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least fp32: half precision loses most of an 8192-way probability vector."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,197 @@
+"""Convolutional encoder and decoder shared by the VQGAN tokenizers."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions with a shortcut: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        else:
+            self.nin_shortcut = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x + proj_out(attention(norm(x)))``, logits scaled by C^-0.5."""
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Stride-2 3x3 convolution padded at the right and the bottom only: H, W halve."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour 2x upsampling and a 3x3 convolution: H, W double."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode='nearest'))
+
+
+class Mid(nn.Module):
+    """Residual block, attention, residual block at the coarsest resolution."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by its attention where there is one.
+
+    Encoder levels get a ``downsample`` and decoder levels an ``upsample`` assigned by
+    their owner; the parameter names are those of taming-transformers.
+    """
+
+    def __init__(self, channels: Sequence[int], with_attn: bool, dropout: float):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(i, o, dropout) for i, o in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.attn = nn.ModuleList(AttnBlock(c) for c in channels[1:] if with_attn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W), without the change of resolution."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Images (B, in_channels, H, W) -> latents (B, z_channels, H/f, W/f), f = 2^(levels - 1).
+
+    Follows ``taming.modules.diffusionmodules.model`` (CompVis/taming-transformers), with its
+    parameter names. Attention sits at the levels whose nominal size, counted from
+    ``resolution``, is in ``attn_resolutions``, whatever the size of the images given later.
+    ``out_ch`` belongs to the decoder: both take one ``ddconfig``.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        resolution: int,
+        z_channels: int,
+        in_channels: int = 3,
+        out_ch: int = 3,
+        double_z: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        previous = ch
+        for i, mult in enumerate(ch_mult):
+            channels = [previous] + [ch * mult] * num_res_blocks
+            level = Level(channels, resolution >> i in attn_resolutions, dropout)
+            previous = channels[-1]
+            level.downsample = Downsample(previous) if i + 1 < len(ch_mult) else nn.Identity()
+            self.down.append(level)
+        self.mid = Mid(previous, dropout)
+        self.norm_out = _norm(previous)
+        self.conv_out = nn.Conv2d(previous, z_channels * (2 if double_z else 1), 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images normalised to [-1, 1]."""
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level.downsample(level(x))
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, z_channels, h, w) -> images (B, out_ch, f*h, f*w); see :class:`Encoder`."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        resolution: int,
+        z_channels: int,
+        in_channels: int = 3,
+        out_ch: int = 3,
+        double_z: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        previous = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
+        self.mid = Mid(previous, dropout)
+        levels = []
+        for i, mult in reversed(list(enumerate(ch_mult))):
+            channels = [previous] + [ch * mult] * (num_res_blocks + 1)
+            level = Level(channels, resolution >> i in attn_resolutions, dropout)
+            previous = channels[-1]
+            level.upsample = Upsample(previous) if i > 0 else nn.Identity()
+            levels.insert(0, level)  # up.i counts from the full resolution, like down.i
+        self.up = nn.ModuleList(levels)
+        self.norm_out = _norm(previous)
+        self.conv_out = nn.Conv2d(previous, out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode to images whose nominal range is [-1, 1] (not clipped)."""
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level.upsample(level(x))
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,144 @@
+"""The contract all image tokenizers share."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint import sha256_of
+
+
+class Tokenizer(nn.Module):
+    """Frozen image tokenizer: images in [0, 1] -> token_logits, and tokens -> images.
+
+    A subclass sets ``vocab_size`` and ``stride``, implements ``encode`` and ``decode_tokens``
+    on images in its own normalisation, and ends its constructor with :meth:`freeze`.
+    Parameters never require gradients, the mode is always eval, and computation is in fp32
+    also under autocast.
+    """
+
+    vocab_size: int
+    stride: int
+    weights_file: str | os.PathLike | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return token_logits (B, V, H/stride, W/stride) of normalised images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Return normalised images of ids (B, h, w) or probs (B, V, h, w)."""
+        raise NotImplementedError
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map [0, 1] to the range ``encode`` expects, here [-1, 1]."""
+        return 2 * images - 1
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Invert :meth:`normalize`."""
+        return (x + 1) / 2
+
+    def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
+        """End construction: eval mode, no gradients; note the file the weights came from."""
+        self.weights_file = weights_file
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> 'Tokenizer':
+        """Stay in eval mode whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokenize images.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1]; H and W multiples of ``stride``.
+
+        Returns:
+            token_logits (B, V, H/stride, W/stride), fp32.
+
+        Raises:
+            ValueError: another shape, or integer images.
+        """
+        self._check_images(images)
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.normalize(images.float())
+            return self.encode(x.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Reconstruct images, without sampling.
+
+        Args:
+            tokens: ids (B, h, w), integer in [0, V), or probs (B, V, h, w), float.
+
+        Returns:
+            Images (B, 3, h * stride, w * stride) in [0, 1], fp32.
+
+        Raises:
+            ValueError: another shape or type, ids out of range, or a tokenizer without decoder.
+        """
+        self._check_tokens(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
+            return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
+
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """Who made these tokens: type, checkpoint path and SHA-256, computed once.
+
+        The hash is that of the weight file or, without one, of all tensors (name, dtype,
+        shape and bytes in the order of their names).
+        """
+        file = self.weights_file
+        return {
+            'type': type(self).__name__,
+            'checkpoint': None if file is None else os.fspath(file),
+            'sha256': sha256_of_tensors(self.state_dict()) if file is None else sha256_of(file),
+        }
+
+    def _check_images(self, images: Tensor) -> None:
+        ok = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
+        if not ok or any(size % self.stride or not size for size in images.shape[2:]):
+            raise ValueError(
+                f'{type(self).__name__} takes float images (B, 3, H, W) in [0, 1] with H and W '
+                f'multiples of {self.stride}, got {images.dtype} {tuple(images.shape)}: resize the '
+                'tokenizer view, or divide 8-bit images by 255'
+            )
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.is_floating_point():
+            ok = tokens.ndim == 4 and tokens.shape[1] == self.vocab_size
+        else:
+            ok = tokens.ndim == 3 and tokens.dtype != torch.bool
+            if ok and tokens.numel():
+                low, high = tokens.aminmax()
+                ok = 0 <= low and high < self.vocab_size
+        if not ok:
+            raise ValueError(
+                f'decode takes integer ids (B, h, w) in [0, {self.vocab_size}) or float probs '
+                f'(B, {self.vocab_size}, h, w), got {tokens.dtype} {tuple(tokens.shape)}'
+                + ('' if tokens.is_floating_point() or not tokens.numel() else ' up to '
+                   f'{int(tokens.max())}')
+            )
+
+
+def embed_tokens(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """Return latents (B, D, h, w): rows of the codebook (V, D) at ids, or their mean under probs."""
+    if tokens.is_floating_point():
+        return torch.einsum('bvhw,vd->bdhw', tokens, codebook)
+    return F.embedding(tokens, codebook).permute(0, 3, 1, 2)
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over name, dtype, shape and bytes of tensors, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

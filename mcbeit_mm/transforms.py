@@ -1,0 +1,179 @@
+"""Image -> (student view, tokenizer view, mask).
+
+Randomness comes from the global generators of NumPy and torch, which `seed_worker` seeds per
+worker and epoch.
+Source: lixiaotong97/mc-BEiT@37489a1 datasets.py, transforms.py, masking_generator.py (BEiT's block
+mask).
+"""
+
+import math
+import random
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import FUNCTIONS, TRANSFORMS
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+Size = int | tuple[int, int]
+RESAMPLING = {
+    'bilinear': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC,
+    'lanczos': Image.Resampling.LANCZOS,
+}
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+@FUNCTIONS.register_module()
+def seed_worker(worker_id: int) -> None:
+    """Seed NumPy and random from torch's worker seed, which differs per worker, epoch and (seeded
+    so) rank.
+
+    MMEngine's own worker_init_fn gives workers that restart each epoch the same numbers again.
+    """
+    entropy = np.random.SeedSequence([torch.initial_seed(), worker_id])
+    numpy_seed, python_seed = entropy.generate_state(2)
+    np.random.seed(numpy_seed)
+    random.seed(int(python_seed))
+
+
+@TRANSFORMS.register_module()
+class TwoViewRandomResizedCrop(BaseTransform):
+    """Resize one random crop twice: results['img'] becomes [student view, tokenizer view], uint8
+    (H, W, 3).
+
+    Both use Pillow's antialiased resampling on the cropped pixels, as the authors. Flip before
+    this transform, so that both views share the flip.
+
+    Args:
+        size: student view, side or (H, W) in pixels.
+        second_size: tokenizer view; the patch grid times the tokenizer's stride.
+        scale: range of the crop's share of the image area.
+        ratio: range of the crop's aspect ratio (width / height).
+    """
+
+    def __init__(
+        self,
+        size: Size = 224,
+        second_size: Size = 112,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: str = 'bicubic',
+        second_interpolation: str = 'lanczos',
+    ):
+        for name in (interpolation, second_interpolation):
+            if name not in RESAMPLING:
+                raise ValueError(f'interpolation is {name!r}, expected one of {sorted(RESAMPLING)}')
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f'scale and ratio must be (low, high) ranges, got {scale=} {ratio=}')
+        self.sizes = (_pair(size), _pair(second_size))
+        self.scale, self.ratio = list(scale), list(ratio)
+        self.interpolations = (interpolation, second_interpolation)
+
+    def transform(self, results: dict) -> dict:
+        """Replace the image by its two views."""
+        image = Image.fromarray(results['img'])
+        top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
+        crop = image.crop((left, top, left + width, top + height))
+        results['img'] = [
+            np.asarray(crop.resize(size[::-1], RESAMPLING[name]))
+            for size, name in zip(self.sizes, self.interpolations, strict=True)
+        ]
+        results['img_shape'] = self.sizes[0]
+        return results
+
+
+class PatchMask(BaseTransform):
+    """Base of the masks: adds results['mask'], bool (h, w) over the patch grid, True = masked."""
+
+    def __init__(self, grid_size: Size = 14):
+        self.grid_size = _pair(grid_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def generate(self) -> np.ndarray:
+        """Draw one mask."""
+        raise NotImplementedError
+
+    def transform(self, results: dict) -> dict:
+        """Add a fresh mask."""
+        results['mask'] = self.generate()
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomPatchMask(PatchMask):
+    """Mask int(mask_ratio * h * w) patches, chosen uniformly: 147 of 196 at the authors' 0.75."""
+
+    def __init__(self, grid_size: Size = 14, mask_ratio: float = 0.75):
+        super().__init__(grid_size)
+        if not 0 < mask_ratio <= 1:
+            raise ValueError(f'mask_ratio must lie in (0, 1], got {mask_ratio}')
+        self.num_masked = int(mask_ratio * self.num_patches)
+
+    def generate(self) -> np.ndarray:
+        """Draw one mask."""
+        mask = np.zeros(self.num_patches, dtype=bool)
+        mask[np.random.permutation(self.num_patches)[: self.num_masked]] = True
+        return mask.reshape(self.grid_size)
+
+
+@TRANSFORMS.register_module()
+class BlockMask(PatchMask):
+    """Mask rectangular blocks of patches until `num_masked` are masked or no further block fits
+    (BEiT).
+
+    The count never exceeds `num_masked` and often falls short. mmpretrain's BEiTMaskGenerator
+    never masks the last row and column; here every patch can be.
+
+    Args:
+        num_masked: most patches to mask; the authors' 75 of 196.
+        min_block: fewest patches of a block's drawn area.
+        min_aspect: block aspect ratios lie in [min_aspect, 1 / min_aspect], log-uniform.
+    """
+
+    def __init__(
+        self,
+        grid_size: Size = 14,
+        num_masked: int = 75,
+        min_block: int = 16,
+        min_aspect: float = 0.3,
+        attempts: int = 10,
+    ):
+        super().__init__(grid_size)
+        if not 0 < num_masked <= self.num_patches:
+            raise ValueError(f'num_masked must lie in [1, {self.num_patches}], got {num_masked}')
+        if not 0 < min_aspect <= 1:
+            raise ValueError(f'min_aspect must lie in (0, 1], got {min_aspect}')
+        self.num_masked, self.min_block = num_masked, min_block
+        self.log_aspect = (math.log(min_aspect), -math.log(min_aspect))
+        self.attempts = attempts
+
+    def generate(self) -> np.ndarray:
+        """Draw one mask."""
+        mask = np.zeros(self.grid_size, dtype=bool)
+        while (room := self.num_masked - int(mask.sum())) > 0:
+            if not self._add_block(mask, room):
+                break
+        return mask
+
+    def _add_block(self, mask: np.ndarray, room: int) -> bool:
+        """Mask one block that adds between 1 and `room` patches; False if no attempt finds one."""
+        rows, cols = self.grid_size
+        for _ in range(self.attempts):
+            area = np.random.uniform(self.min_block, room)
+            aspect = math.exp(np.random.uniform(*self.log_aspect))
+            height = round(math.sqrt(area * aspect))
+            width = round(math.sqrt(area / aspect))
+            if not (0 < height < rows and 0 < width < cols):
+                continue
+            top = np.random.randint(rows - height + 1)
+            left = np.random.randint(cols - width + 1)
+            block = mask[top : top + height, left : left + width]
+            if 0 < block.size - int(block.sum()) <= room:
+                block[:] = True
+                return True
+        return False

@@ -1,0 +1,72 @@
+"""Shared fixtures: golden arrays of the authors' code, tiny models."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault(
+    'OMP_NUM_THREADS', '1'
+)  # tiny tensors: threads only cost, and xdist runs several processes
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / 'golden'
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+class Golden:
+    """One golden file: arrays by name as tensors, the sizes it was made with, its state dict."""
+
+    def __init__(self, name: str):
+        self.sizes = json.loads((GOLDEN / 'config.json').read_text())['files'][f'{name}.npz']
+        self.arrays = dict(np.load(GOLDEN / f'{name}.npz'))
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def group(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {k[len(prefix) + 1 :]: self[k] for k in self.arrays if k.startswith(f'{prefix}/')}
+
+
+@pytest.fixture
+def golden():
+    """golden('pretrain') loads tests/golden/pretrain.npz."""
+    return Golden
+
+
+@pytest.fixture
+def golden_json():
+    """golden_json('optim') reads tests/golden/optim.json."""
+    return lambda name: json.loads((GOLDEN / f'{name}.json').read_text())
+
+
+def backbone_from(sizes: dict, **kwargs):
+    """A MCBEiTViT with the sizes of a golden file."""
+    from mcbeit_mm.backbone import MCBEiTViT
+
+    dims = sizes['embed_dim']
+    arch = dict(
+        embed_dims=dims,
+        num_layers=sizes['depth'],
+        num_heads=sizes['num_heads'],
+        feedforward_channels=4 * dims,
+    )
+    settings = dict(
+        img_size=tuple(sizes['img_size']),
+        patch_size=sizes['patch_size'],
+        layer_scale_init_value=sizes['init_values'],
+    )
+    return MCBEiTViT(arch, **(settings | kwargs))
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference over the largest expected value."""
+    return float((got - expected).abs().max() / expected.abs().max())

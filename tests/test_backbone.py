@@ -1,0 +1,207 @@
+"""The backbone against the authors' arrays, timm, and itself."""
+
+import pytest
+import torch
+from conftest import backbone_from, relative_error
+from torch import nn
+
+from mcbeit_mm.backbone import MCBEiTViT
+from mcbeit_mm.head import MCBEiTHead
+
+TINY = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
+
+
+def tiny(**kwargs) -> MCBEiTViT:
+    model = MCBEiTViT(TINY, **(dict(img_size=64, layer_scale_init_value=0.5) | kwargs))
+    for name, param in model.named_parameters():  # zero-initialised tables would hide mistakes
+        if 'table' in name:
+            nn.init.normal_(param)
+    return model.eval()
+
+
+@pytest.fixture
+def pretrain(golden):
+    g = golden('pretrain')
+    model = backbone_from(g.sizes).eval()
+    state = {k: v for k, v in g.group('state').items() if not k.startswith('lm_head.')}
+    model.load_state_dict(state)
+    return model, g
+
+
+def test_golden_features(pretrain):
+    model, g = pretrain
+    out = model(g['image'], g['mask'])
+    assert len(out) == 1
+    assert relative_error(out[0], g['encoded']) < 1e-5
+    logits = nn.functional.linear(out[0][:, 1:], g['state/lm_head.weight'], g['state/lm_head.bias'])
+    assert relative_error(logits, g['logits']) < 1e-5
+
+
+@pytest.mark.parametrize('variant', ['', '_strong'])
+@pytest.mark.parametrize('detached', [False, True])
+def test_golden_gradients_of_every_parameter(pretrain, golden, variant, detached):
+    model, g = pretrain
+    grads = golden(f'pretrain_grads{variant}{"_w_detached" if detached else ""}')
+    head = MCBEiTHead(g.sizes['embed_dim'], g.sizes['vocab_size'])
+    head.multi_choice.tau, head.multi_choice.omega = float(grads['temp']), float(grads['omega'])
+    head.multi_choice.detach_affinity = detached
+    lm_head = {k.removeprefix('lm_head.'): v for k, v in g.group('state').items() if 'lm_head' in k}
+    head.lm_head.load_state_dict(lm_head)
+    terms = head.loss(model(g['image'], g['mask'])[-1][:, 1:], g['d_logits'], g['mask'])
+    terms['loss'].backward()
+    assert float(terms['loss'].detach()) == pytest.approx(float(grads['loss']), rel=1e-6)
+    expected = grads.group('grad_w_detached' if detached else 'grad')
+    params = dict(model.named_parameters()) | dict(head.named_parameters())
+    assert params.keys() == expected.keys()
+    for name, param in params.items():
+        error = (param.grad - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-4, name
+
+
+def test_parameter_names_are_the_official_ones(pretrain):
+    model, g = pretrain
+    official = {k for k in g.group('state') if not k.startswith('lm_head.')}
+    assert set(model.state_dict()) == {k for k in official if 'relative_position_index' not in k}
+
+
+@pytest.mark.parametrize(
+    'arch, dims, count',
+    [('small', 384, 24_753_320), ('base', 768, 91_965_776), ('large', 1024, 311_534_016)],
+)
+def test_parameter_counts_with_lm_head(arch, dims, count):
+    with torch.device('meta'):  # counting needs no values
+        model, head = MCBEiTViT(arch), MCBEiTHead(dims)
+    params = [*model.parameters(), *head.parameters()]
+    assert sum(p.numel() for p in params) == count
+
+
+def test_initialisation_is_cut_at_one_sigma_and_rescaled_by_depth():
+    model = MCBEiTViT(dict(embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512))
+    for depth, block in enumerate(model.blocks, start=1):
+        for weight, scale in [
+            (block.attn.qkv.weight, 1),
+            (block.mlp.fc1.weight, 1),
+            (block.attn.proj.weight, (2 * depth) ** 0.5),
+            (block.mlp.fc2.weight, (2 * depth) ** 0.5),
+        ]:
+            assert weight.abs().max() <= 0.02 / scale + 1e-8
+            # A normal cut at one sigma has 0.5396 of its standard deviation.
+            assert float(weight.std()) == pytest.approx(0.02 * 0.5396 / scale, rel=0.03)
+        assert block.attn.q_bias.abs().max() == 0 and block.mlp.fc1.bias.abs().max() == 0
+        assert torch.equal(block.gamma_1, torch.full((128,), 0.1))
+    assert model.rel_pos_bias.relative_position_bias_table.abs().max() == 0
+    assert float(model.patch_embed.proj.weight.abs().max()) <= 0.02
+
+
+def test_fine_tuning_model_is_not_cut_at_one_sigma():
+    model = MCBEiTViT(TINY, img_size=64, rel_pos='per_block', out_type='avg_featmap')
+    assert float(model.blocks[0].attn.qkv.weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert model.mask_token is None and isinstance(model.norm, nn.Identity)
+
+
+def test_equals_timm_with_per_block_tables():
+    from timm.models.beit import Beit
+
+    model = tiny(rel_pos='per_block', out_type='avg_featmap')
+    nn.init.normal_(model.fc_norm.weight)
+    reference = Beit(
+        img_size=64, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2, num_classes=0,
+        use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.5,
+        norm_layer=lambda d, **kw: nn.LayerNorm(d, eps=1e-6),
+    ).eval()  # fmt: skip
+    reference.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert relative_error(model(x)[0], reference(x)) < 1e-5
+
+
+@pytest.mark.parametrize('rel_pos', ['shared', 'per_block', 'none'])
+@pytest.mark.parametrize('abs_pos', [False, True])
+@pytest.mark.parametrize('size', [(64, 64), (32, 96), (112, 80)])
+def test_any_multiple_of_the_patch_works(rel_pos, abs_pos, size):
+    model = tiny(rel_pos=rel_pos, abs_pos=abs_pos, out_type='featmap')
+    out = model(torch.randn(2, 3, *size))[0]
+    assert out.shape == (2, 32, size[0] // 16, size[1] // 16)
+    assert out.isfinite().all()
+
+
+def test_non_square_model_and_mask_grid():
+    model = tiny(img_size=(32, 64))
+    mask = torch.zeros(1, 2, 4, dtype=torch.bool)
+    mask[0, 1, 2] = True
+    x = torch.randn(1, 3, 32, 64)
+    hidden = x.clone()
+    hidden[..., 16:32, 32:48] = 7.0  # what lies under a masked patch must not matter
+    assert torch.equal(model(x, mask)[0], model(hidden, mask)[0])
+    assert not torch.equal(model(x)[0], model(hidden)[0])
+
+
+def test_out_types_and_indices_agree():
+    raw, featmap, cls, avg = (
+        tiny(out_type=t, out_indices=(0, -1), abs_pos=False)
+        for t in ('raw', 'featmap', 'cls_token', 'avg_featmap')
+    )
+    for other in (featmap, cls, avg):
+        other.load_state_dict(raw.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 64)
+    tokens = raw(x)
+    assert len(tokens) == 2
+    for a, b, c in zip(tokens, featmap(x), cls(x), strict=True):
+        assert torch.equal(a[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4), b)
+        assert torch.equal(a[:, 0], c)
+    first = tokens[0][:, 1:].mean(1)
+    torch.testing.assert_close(avg(x)[0], nn.functional.layer_norm(first, (32,), eps=1e-6))
+
+
+def test_final_norm_can_be_left_out():
+    normed, plain = tiny(), tiny(final_norm=False)
+    plain.load_state_dict(normed.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(normed.norm(plain(x)[0]), normed(x)[0])
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    grads = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = tiny(with_cp=with_cp, drop_path_rate=0.3).train()
+        torch.manual_seed(1)
+        x, mask = torch.randn(4, 3, 64, 64), torch.rand(4, 16) < 0.5
+        model(x, mask)[0].square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = tiny(abs_pos=True)
+    model(torch.randn(2, 3, 64, 64), torch.rand(2, 16) < 0.5)[0].square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: tiny()(torch.randn(1, 3, 60, 64)), 'no multiple of the 16-pixel patch'),
+        (lambda: tiny()(torch.randn(1, 3, 64, 64), torch.ones(1, 9)), 'does not fit'),
+        (lambda: tiny(out_type='featmap')(torch.randn(1, 3, 64, 64), torch.ones(1, 16)), 'raw'),
+        (lambda: MCBEiTViT('huge'), "'huge', expected one of"),
+        (lambda: MCBEiTViT(dict(embed_dims=32)), 'lacks'),
+        (lambda: tiny(rel_pos='yes'), 'rel_pos'),
+        (lambda: tiny(out_type='tokens'), 'out_type'),
+        (lambda: tiny(out_indices=(0, 3)), 'outside the 3 blocks'),
+        (lambda: tiny(img_size=60), 'no multiple'),
+    ],
+)
+def test_errors_say_what_was_got(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_cuda_autocast_is_close_to_fp32(dtype):
+    model = tiny().cuda()
+    x, mask = torch.randn(2, 3, 64, 64).cuda(), torch.rand(2, 16).cuda() < 0.5
+    exact = model(x, mask)[0]
+    with torch.autocast('cuda', dtype=dtype):
+        assert relative_error(model(x, mask)[0].float(), exact) < 3e-2

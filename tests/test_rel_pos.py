@@ -1,0 +1,77 @@
+"""Relative position tables: index and bias against slow loops, resizing against a spline."""
+
+import pytest
+import torch
+
+from mcbeit_mm.rel_pos import (
+    axis_matrix,
+    num_table_rows,
+    position_index,
+    resize_table,
+    table_to_bias,
+)
+
+
+def test_index_counts_offsets_query_minus_key():
+    height, width = grid = (2, 3)
+    index = position_index(grid, torch.device('cpu'))
+    cells = [(y, x) for y in range(height) for x in range(width)]
+    for q, (qy, qx) in enumerate(cells, start=1):
+        for k, (ky, kx) in enumerate(cells, start=1):
+            expected = (qy - ky + height - 1) * (2 * width - 1) + (qx - kx + width - 1)
+            assert index[q, k] == expected
+    rows = num_table_rows(grid)
+    assert index[0, 1:].eq(rows - 3).all() and index[1:, 0].eq(rows - 2).all()
+    assert index[0, 0] == rows - 1
+
+
+def test_index_equals_the_authors(golden):
+    g = golden('pretrain')
+    index = position_index(tuple(g.sizes['grid']), torch.device('cpu'))
+    assert torch.equal(index, g['state/rel_pos_bias.relative_position_index'])
+
+
+def test_bias_looks_up_the_table():
+    table = torch.randn(num_table_rows((2, 2)), 3)
+    bias = table_to_bias(table, (2, 2), (2, 2))
+    index = position_index((2, 2), torch.device('cpu'))
+    assert bias.shape == (1, 3, 5, 5)
+    assert torch.equal(bias[0, 1, 2, 4], table[index[2, 4], 1])
+
+
+@pytest.mark.parametrize('source, target', [((4, 4), (3, 6)), ((3, 5), (7, 4)), ((1, 4), (2, 2))])
+def test_non_square_and_shrinking_grids(source, target):
+    table = torch.randn(num_table_rows(source), 2, dtype=torch.float64)
+    out = resize_table(table, source, target)
+    assert out.shape == (num_table_rows(target), 2)
+    assert torch.equal(out[-3:], table[-3:])
+    constant = resize_table(torch.ones_like(table), source, target)
+    torch.testing.assert_close(constant, torch.ones_like(constant))
+
+
+def test_growing_keeps_centre_and_mirror_symmetry():
+    matrix = axis_matrix(14, 24, torch.device('cpu'), torch.float64)
+    assert matrix.shape == (47, 27)
+    torch.testing.assert_close(matrix[23], torch.eye(27, dtype=torch.float64)[13])
+    torch.testing.assert_close(matrix.flip(0, 1), matrix)
+
+
+def test_same_grid_is_the_identity_and_gradients_flow():
+    table = torch.randn(num_table_rows((3, 3)), 2, dtype=torch.float64, requires_grad=True)
+    assert resize_table(table, (3, 3), (3, 3)) is table
+    assert torch.autograd.gradcheck(lambda t: resize_table(t, (3, 3), (4, 5)), (table,))
+
+
+def test_resizing_equals_a_direct_spline():
+    """The matrix product is the tensor-product spline that the authors' interp2d evaluates."""
+    from scipy.interpolate import RectBivariateSpline
+
+    from mcbeit_mm.rel_pos import _source_positions
+
+    table = torch.randn(num_table_rows((4, 4)), 2, dtype=torch.float64)
+    out = resize_table(table, (4, 4), (6, 6))[:-3].view(11, 11, 2)
+    at, wanted = _source_positions(4, 6), range(-5, 6)
+    for head in range(2):
+        spline = RectBivariateSpline(at, at, table[:-3, head].view(7, 7).numpy(), kx=3, ky=3)
+        expected = torch.from_numpy(spline(wanted, wanted))
+        torch.testing.assert_close(out[..., head], expected, rtol=1e-9, atol=1e-9)

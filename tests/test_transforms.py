@@ -1,0 +1,175 @@
+"""Views and masks against Pillow, and the authors' statistics."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcbeit_mm.transforms import (
+    BlockMask,
+    PatchMask,
+    RandomPatchMask,
+    TwoViewRandomResizedCrop,
+    seed_worker,
+)
+
+
+def photo(height=90, width=120):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_views_are_pillow_resizes_of_one_crop(monkeypatch):
+    image, box = photo(), (7, 11, 60, 45)  # top, left, height, width
+    transform = TwoViewRandomResizedCrop(size=32, second_size=(16, 24))
+    monkeypatch.setattr('torchvision.transforms.RandomResizedCrop.get_params', lambda *_: box)
+    student, view = transform(dict(img=image))['img']
+    crop = Image.fromarray(image[7:67, 11:56])
+    assert np.array_equal(student, crop.resize((32, 32), Image.BICUBIC))
+    assert np.array_equal(view, crop.resize((24, 16), Image.LANCZOS))
+    assert student.shape == (32, 32, 3) and view.shape == (16, 24, 3)
+
+
+def test_crops_cover_scale_ratio_and_borders():
+    # The image holds its own coordinates, so a view tells where its crop lay.
+    rows, cols = np.mgrid[:64, :64].astype(np.uint8) * 4
+    image = np.stack([rows, cols, rows], axis=-1)
+    transform = TwoViewRandomResizedCrop(size=64, second_size=8, interpolation='bilinear')
+    seen = [transform(dict(img=image))['img'][0] for _ in range(300)]
+    top = np.array([view[0, :, 0].mean() for view in seen]) / 4
+    bottom = np.array([view[-1, :, 0].mean() for view in seen]) / 4
+    assert top.min() < 1 and bottom.max() > 62  # both borders are reached
+    heights = bottom - top
+    assert heights.max() > 55 and heights.min() < 25
+
+
+def test_same_seed_same_views():
+    transform, image = TwoViewRandomResizedCrop(size=32, second_size=16), photo()
+    draws = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        draws.append(transform(dict(img=image))['img'][0])
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+
+
+def test_grey_borders_and_tiny_images_do_not_fail():
+    transform = TwoViewRandomResizedCrop(size=32, second_size=16)
+    for shape in [(1, 1), (2, 300), (300, 2)]:
+        student, view = transform(dict(img=photo(*shape)))['img']
+        assert student.shape == (32, 32, 3) and view.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(interpolation='area'), dict(scale=(0.5, 0.1)), dict(ratio=(0, 1))]
+)
+def test_views_refuse_wrong_settings(kwargs):
+    with pytest.raises(ValueError, match='expected one of|ranges'):
+        TwoViewRandomResizedCrop(**kwargs)
+
+
+def statistics(masks):
+    return dict(
+        count_mean=masks.sum((1, 2)).mean(),
+        horizontal_neighbours_both_masked=(masks[:, :, 1:] & masks[:, :, :-1]).mean(),
+        vertical_neighbours_both_masked=(masks[:, 1:] & masks[:, :-1]).mean(),
+    )
+
+
+def draw(mask: PatchMask, times: int) -> np.ndarray:
+    return np.stack([mask.generate() for _ in range(times)])
+
+
+def test_block_mask_has_the_authors_statistics(golden_json):
+    g = golden_json('masks')['block']
+    config = g['config']
+    mask = BlockMask(
+        tuple(config['input_size']),
+        config['num_masking_patches'],
+        config['min_num_patches'],
+        config['min_aspect'],
+    )
+    masks = draw(mask, 3000)
+    counts = masks.sum((1, 2))
+    assert counts.max() <= g['count_max'] == config['num_masking_patches']
+    assert counts.min() >= g['count_min'] - 4
+    # Standard error of the mean count: 0.99 / sqrt(3000) = 0.018; neighbours: below 0.001.
+    got = statistics(masks)
+    assert got['count_mean'] == pytest.approx(g['count_mean'], abs=0.1)
+    assert counts.std() == pytest.approx(g['count_std'], rel=0.1)
+    for key in ('horizontal_neighbours_both_masked', 'vertical_neighbours_both_masked'):
+        assert got[key] == pytest.approx(g[key], abs=0.005)
+    # Cell frequencies: standard error 0.009, 196 cells.
+    assert np.abs(masks.mean(0) - np.array(g['cell_frequency'])).max() < 0.045
+
+
+def test_block_mask_reaches_the_last_row_and_column():
+    masks = draw(BlockMask(14, 75), 200)
+    assert masks[:, -1].any() and masks[:, :, -1].any()
+
+
+def test_random_mask_has_the_authors_statistics(golden_json):
+    g = golden_json('masks')['random']
+    mask = RandomPatchMask(tuple(g['config']['input_size']), g['config']['mask_ratio'])
+    masks = draw(mask, 3000)
+    assert set(masks.sum((1, 2))) == {g['num_mask']}
+    got = statistics(masks)
+    for key in ('horizontal_neighbours_both_masked', 'vertical_neighbours_both_masked'):
+        assert got[key] == pytest.approx(g[key], abs=0.005)
+    assert np.abs(masks.mean(0) - 0.75).max() < 0.04
+
+
+@pytest.mark.parametrize(
+    'ratio, count', [(0.4, 78), (0.5, 98), (0.6, 117), (0.75, 147), (1.0, 196)]
+)
+def test_random_mask_counts(ratio, count):
+    assert RandomPatchMask(14, ratio).generate().sum() == count
+
+
+@pytest.mark.parametrize('mask', [RandomPatchMask((3, 7), 0.5), BlockMask((3, 7), 9, min_block=2)])
+def test_other_grids(mask):
+    out = mask(dict())['mask']
+    assert out.shape == (3, 7) and out.dtype == bool and 0 < out.sum() <= 10
+
+
+def test_block_mask_stops_where_no_block_fits():
+    assert BlockMask((1, 1), 1).generate().sum() == 0  # blocks are smaller than the grid
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: RandomPatchMask(14, 0),
+        lambda: BlockMask(4, 17),
+        lambda: BlockMask(4, 4, min_aspect=2),
+    ],
+)
+def test_masks_refuse_wrong_settings(build):
+    with pytest.raises(ValueError, match='must lie in'):
+        build()
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Each item is one number from each generator that transforms may use."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        import random
+
+        return np.array([np.random.random(), random.random(), float(torch.rand(()))])
+
+
+@pytest.mark.parametrize('persistent', [False, True])
+def test_workers_and_epochs_draw_different_numbers(persistent):
+    def epochs():
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(
+            Drawing(), num_workers=2, worker_init_fn=seed_worker, persistent_workers=persistent
+        )
+        return torch.stack([torch.cat(list(loader)) for _ in range(3)])
+
+    first = epochs()
+    assert (
+        len(first.flatten().unique()) == first.numel()
+    )  # no worker, epoch or generator repeats another
+    assert torch.equal(first, epochs())

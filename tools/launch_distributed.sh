@@ -1,0 +1,27 @@
+# Sourced by dist_train.sh and dist_test.sh: torchrun with the right rendezvous.
+launch_distributed() {
+  local processes=$1
+  shift
+  case "$processes" in
+    '' | *[!0-9]* | 0)
+      echo "error: the number of GPUs must be a positive integer, got '$processes'" >&2
+      exit 2
+      ;;
+  esac
+  local rendezvous
+  if [ "${NNODES:-1}" -gt 1 ]; then
+    # All machines must agree on the port, so it cannot be chosen here.
+    rendezvous=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?set NODE_RANK on each machine}"
+      --master-addr "${MASTER_ADDR:?set MASTER_ADDR to the first machine}" --master-port "${PORT:-29500}")
+  elif [ -n "${PORT:-}" ]; then
+    rendezvous=(--nnodes 1 --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "$PORT")
+  else
+    # Port 0 lets torchrun's own rendezvous take a free one: two jobs on one machine never collide.
+    rendezvous=(--nnodes 1 --rdzv-backend c10d --rdzv-endpoint localhost:0)
+  fi
+  # Without CUDA several processes share the cores.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}" \
+    python -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" \
+    "$@" --launcher pytorch
+}

@@ -1,0 +1,53 @@
+"""Test a checkpoint with the metrics of its config.
+
+python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--cfg-options key=value ...]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='weights to test')
+    parser.add_argument('--work-dir', help='logs; default work_dirs/<config name>')
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='job launcher',
+    )
+    parser.add_argument('--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.runner import Runner
+
+    from mcbeit_mm import launch
+
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with launch.one_line_errors(ValueError, FileNotFoundError):
+        cfg = launch.load_config(args.config, launch.parse_options(args.cfg_options))
+        if not cfg.get('test_dataloader'):
+            raise ValueError(
+                f'{args.config} has no test set; see tools/evaluate_features.py'
+            )
+        cfg.launcher = args.launcher
+        cfg.load_from = args.checkpoint
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        launch.check_before_run(cfg)
+        launch.adapt_to_device(cfg)
+        runner = Runner.from_cfg(cfg)
+    with launch.one_line_errors(launch.SetupError):
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,68 @@
+"""Train any config of this repository: pretraining, tokenizer, transfer.
+
+python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options key=value ...]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='logs and checkpoints; default work_dirs/<config name>')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from this checkpoint, or from the newest in the work dir',
+    )
+    parser.add_argument(
+        '--precision', choices=('fp32', 'fp16', 'bf16'), help="default: the config's own"
+    )
+    parser.add_argument('--amp', action='store_true', help='short for --precision fp16')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='job launcher',
+    )
+    parser.add_argument('--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # Heavy imports come after parsing, so that --help and typing errors answer at once.
+    from mmengine.runner import Runner
+
+    from mcbeit_mm import launch
+
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with launch.one_line_errors(ValueError, FileNotFoundError):
+        cfg = launch.load_config(args.config, launch.parse_options(args.cfg_options))
+        cfg.launcher = args.launcher
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        if args.amp or args.precision:
+            launch.set_precision(cfg, args.precision or 'fp16')
+        if args.auto_scale_lr:
+            cfg.auto_scale_lr.enable = True
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+        launch.check_before_run(cfg)
+        launch.adapt_to_device(cfg)
+        runner = Runner.from_cfg(cfg)
+    with launch.one_line_errors(launch.SetupError):
+        runner.train()
+
+
+if __name__ == '__main__':
+    main()
