@@ -80,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise
     except Exception as error:  # damaged bytes make the parsers raise almost anything
         raise ValueError(
-            f'Cannot read {path} ({path.stat().st_size:,} bytes) as a checkpoint: {_reason(error)}. '
+            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {_reason(error)}. '
             f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
         ) from error
     if not isinstance(checkpoint, dict):
@@ -131,7 +131,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f'Reading {path} needs the package safetensors: pip install it') from error
+        raise ImportError(f'{path} needs: pip install safetensors') from error
     return load_file(path)
 
 

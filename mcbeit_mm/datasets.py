@@ -8,16 +8,17 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 
 DIGITS = tuple(f'digit_{i}' for i in range(10))
-SPLITS = {  # split -> (seed word, ADE20K name, COCO name)
-    'train': (0, 'training', 'train2017'),
-    'val': (1, 'validation', 'val2017'),
+NAMES = {  # split -> its name in ADE20K, in COCO
+    'train': ('training', 'train2017'),
+    'val': ('validation', 'val2017'),
 }
 PHOTOS = {  # package -> (folder in it, photographs); each scene once, none with legible characters
     'sklearn': ('datasets/images', ('china.jpg', 'flower.jpg')),
@@ -34,27 +35,23 @@ RECIPE = 1  # raise it when the pictures change, so that existing sets are made 
 LUMINANCE = np.array([0.114, 0.587, 0.299], np.float32)  # of BGR
 
 
-def _require(package: str):
+def _require(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f'the embedded data set needs {package!r}, which cannot be imported: '
+            f'the embedded data set needs {package!r}, which cannot be imported ({error}): '
             'pip install scikit-learn scikit-image'
         ) from error
 
 
-def load_photos() -> dict[str, list[np.ndarray]]:
-    """Read the bundled photographs and cut each into a train and a val region.
+def load_photos(split: str) -> list[np.ndarray]:
+    """Read the bundled photographs: the left two thirds of each for train, the rest for val.
 
     Returns:
-        split -> BGR uint8 arrays; train holds the left two thirds of each photograph, val the rest.
-
-    Raises:
-        ImportError: a package is missing.
-        FileNotFoundError: a package does not carry an expected photograph.
+        BGR uint8 arrays of different sizes.
     """
-    regions = {'train': [], 'val': []}
+    regions = []
     for package, (folder, names) in PHOTOS.items():
         module = _require(package)
         for name in names:
@@ -62,31 +59,28 @@ def load_photos() -> dict[str, list[np.ndarray]]:
             if not path.is_file():
                 raise FileNotFoundError(
                     f'{path} is not part of {package} {module.__version__}: '
-                    'install scikit-learn>=1.3 and scikit-image>=0.22 from PyPI wheels'
+                    'install scikit-learn>=1.4 and scikit-image>=0.24 from their PyPI wheels'
                 )
             photo = cv2.imread(str(path), cv2.IMREAD_COLOR)
             cut = photo.shape[1] * 2 // 3
-            regions['train'].append(photo[:, :cut])
-            regions['val'].append(photo[:, cut:])
+            regions.append(photo[:, :cut] if split == 'train' else photo[:, cut:])
     return regions
 
 
-def load_digit_samples(seed: int) -> dict[str, list[np.ndarray]]:
-    """Split the 1,797 handwritten digits, class by class, into 80 % train and 20 % val.
+def load_digit_samples(split: str, seed: int) -> list[np.ndarray]:
+    """Deal the 1,797 handwritten digits, class by class: 80 % to train, 20 % to val.
 
     Returns:
-        split -> ten arrays (n, 8, 8), float32 ink in [0, 1], indexed by class.
+        Ten arrays (n, 8, 8), float32 ink in [0, 1], indexed by class.
     """
     bunch = _require('sklearn.datasets').load_digits()
-    ink = (bunch.images / 16).astype(np.float32)
-    samples = {'train': [], 'val': []}
+    rng = np.random.default_rng((seed, 2))  # 0 and 1 seed the images of train and val
+    samples = []
     for label in range(10):
-        order = np.random.default_rng((seed, 2, label)).permutation(
-            np.flatnonzero(bunch.target == label)
-        )
+        order = rng.permutation(np.flatnonzero(bunch.target == label))
         cut = len(order) * 4 // 5
-        samples['train'].append(ink[order[:cut]])
-        samples['val'].append(ink[order[cut:]])
+        chosen = order[:cut] if split == 'train' else order[cut:]
+        samples.append((bunch.images[chosen] / 16).astype(np.float32))
     return samples
 
 
@@ -101,10 +95,12 @@ def _background(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
         crop = crop[:, ::-1]
     crop = crop.astype(np.float32)
     mean = crop.mean((0, 1))
-    # Strong texture would hide the digits: its deviation stays below 45 of 255.
-    contrast = rng.uniform(0.7, 1.0) * min(1.0, 45 / max(crop.std(), 1.0))
-    mean_to = mean * rng.uniform(0.8, 1.15) * rng.uniform(0.9, 1.1, 3)
-    return np.clip((crop - mean) * contrast + mean_to, 0, 255).astype(np.float32)
+    # The digits are light: the photograph is dimmed where it is bright, and smoothed where its
+    # texture (standard deviation, of 255) is so strong that it would hide them.
+    contrast = rng.uniform(0.7, 1.0) * min(1.0, 42 / max(crop.std(), 1.0))
+    exposure = rng.uniform(0.75, 1.1) * min(1.0, 110 / max(mean @ LUMINANCE, 1.0))
+    tinted = mean * exposure * rng.uniform(0.9, 1.1, 3)
+    return np.clip((crop - mean) * contrast + tinted, 0, 255).astype(np.float32)
 
 
 def _render(ink: np.ndarray, size: int, side: float, rng: np.random.Generator) -> np.ndarray:
@@ -123,10 +119,9 @@ def _render(ink: np.ndarray, size: int, side: float, rng: np.random.Generator) -
 
 
 def _colour(backdrop: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """BGR colour whose luminance differs by at least 80 of 255 from what the digit covers."""
+    """Light BGR colour, its luminance at least 80 of 255 above the mean that the digit covers."""
     covered = float((backdrop @ LUMINANCE * opacity).sum() / opacity.sum())
-    ranges = [(low, high) for low, high in ((10, covered - 80), (covered + 80, 245)) if low < high]
-    target = rng.uniform(*ranges[rng.integers(len(ranges))])
+    target = rng.uniform(min(covered + 80, 235), 250)
     colour = rng.uniform(0, 255, 3)
     luminance = colour @ LUMINANCE
     if luminance > target:
@@ -151,7 +146,7 @@ def compose(
     """
     backdrop = _background(photos[rng.integers(len(photos))], size, rng)
     num_small = rng.choice(3, p=(0.5, 0.3, 0.2))
-    sides = [rng.uniform(0.45, 0.75), *rng.uniform(0.25, 0.38, num_small)]
+    sides = [rng.uniform(0.5, 0.75), *rng.uniform(0.25, 0.38, num_small)]
     image, uncovered, layers = np.zeros_like(backdrop), np.ones((size, size), np.float32), []
     for side in sides:
         opacity = _render(samples[rng.integers(len(samples))], size, side * size, rng)
@@ -163,6 +158,20 @@ def compose(
         layers.append(visible)
     image += uncovered[..., None] * backdrop
     return image.round().astype(np.uint8), np.stack(layers)
+
+
+def draw_split(
+    split: str, count: int, size: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield (image, opacities, label) as `compose` makes them; the ten labels take turns.
+
+    An image depends on its number, `split`, `size` and `seed`, not on `count`.
+    """
+    photos, samples = load_photos(split), load_digit_samples(split, seed)
+    for index in range(count):
+        rng = np.random.default_rng((seed, list(NAMES).index(split), index))
+        label = index % 10
+        yield *compose(samples[label], photos, size, rng), label
 
 
 def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
@@ -230,26 +239,37 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_image(out: Path, split: str, name: str, label: int, image: np.ndarray, mask: np.ndarray):
-    _, ade, coco = SPLITS[split]
-    folder = out / 'classification' / split / DIGITS[label]
-    segmentation, detection = out / 'segmentation', out / 'detection' / coco
-    masks = segmentation / 'annotations' / ade
-    for path in (folder, segmentation / 'images' / ade, masks, detection):
-        path.mkdir(parents=True, exist_ok=True)
-    jpg = folder / f'{name}.jpg'
-    jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1].tobytes())
-    _place(jpg, segmentation / 'images' / ade / jpg.name)
-    _place(jpg, detection / jpg.name)
-    (masks / f'{name}.png').write_bytes(cv2.imencode('.png', mask)[1].tobytes())
+def _write_split(out: Path, split: str, scenes: Iterable) -> int:
+    """Write (image, opacities, label) scenes in all layouts; returns the number of digits."""
+    ade, coco = NAMES[split]
+    classes = [out / 'classification' / split / name for name in DIGITS]
+    images, masks = (out / 'segmentation' / kind / ade for kind in ('images', 'annotations'))
+    photos, instances = out / 'detection' / coco, out / 'detection' / 'annotations'
+    for folder in (*classes, images, masks, photos, instances):
+        folder.mkdir(parents=True, exist_ok=True)
+    listed, annotations = [], []
+    for image_id, (image, opacities, label) in enumerate(scenes, start=1):
+        jpg = classes[label] / f'{image_id:06d}.jpg'
+        jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
+        _place(jpg, images / jpg.name)
+        _place(jpg, photos / jpg.name)
+        mask = semantic_mask(opacities, label)
+        (masks / f'{jpg.stem}.png').write_bytes(cv2.imencode('.png', mask)[1])
+        height, width = mask.shape
+        listed.append(dict(id=image_id, file_name=jpg.name, width=width, height=height))
+        for opacity in opacities:  # ids from 1: pycocotools takes 0 for "not matched"
+            annotations.append(coco_annotation(opacity, label, image_id, len(annotations) + 1))
+    categories = [dict(id=i, name=name) for i, name in enumerate(DIGITS, start=1)]
+    content = dict(images=listed, annotations=annotations, categories=categories)
+    (instances / f'instances_{coco}.json').write_text(json.dumps(content))
+    return len(annotations)
 
 
-def _write_coco(out: Path, split: str, images: list[dict], annotations: list[dict]) -> None:
-    folder = out / 'detection' / 'annotations'
-    folder.mkdir(parents=True, exist_ok=True)
-    categories = [dict(id=i + 1, name=name, supercategory='digit') for i, name in enumerate(DIGITS)]
-    content = dict(images=images, annotations=annotations, categories=categories)
-    (folder / f'instances_{SPLITS[split][2]}.json').write_text(json.dumps(content))
+def _check(arguments: dict) -> None:
+    limits = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
+    for name, (low, high) in limits.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
 
 
 def make_demo_data(
@@ -258,63 +278,36 @@ def make_demo_data(
     val: int = 400,
     size: int = 128,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Iterable], Iterable] = iter,
 ) -> dict:
     """Write the embedded data set: the same images as image folder, ADE20K and COCO layouts.
 
-    An image depends on its split, its number, `size` and `seed` only. Train and val share neither
-    digit samples nor photograph regions. A finished set with the same arguments is kept as it is;
-    an interrupted one, or one with other arguments, is made again.
+    A finished set with the same arguments is kept; an interrupted or a different one is made again.
 
     Args:
         out: folder of the set; missing, empty, or an earlier set.
-        train: number of training images, at least 10; classes take turns.
-        val: number of validation images, at least 10.
+        train: number of training images, 10 or more.
+        val: number of validation images, 10 or more, of other digits and photograph regions.
         size: side of the square images in pixels, 64 to 512.
-        seed: not negative.
-        progress: called with (images done, images in all) after every image.
+        seed: 0 to 2**32 - 1.
+        watch: wraps the iterable over all images of a split, to show progress.
 
     Returns:
-        The content of `out`/info.json, which is written last.
-
-    Raises:
-        ValueError: an argument out of range.
-        FileExistsError: `out` holds files that are not an earlier set.
+        The content of `out`/info.json, which is written last: arguments, counts, sources.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
-    for name, low, high in (('train', 10, 10**6), ('val', 10, 10**6), ('size', 64, 512)):
-        if not low <= arguments[name] <= high:
-            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
-    if seed < 0:
-        raise ValueError(f'seed must not be negative, got {seed}')
+    _check(arguments)
+    sources = {name: [_require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
     out = Path(out)
-    photos, samples = load_photos(), load_digit_samples(seed)
     if info := _prepare(out, arguments):
         return info
-    info = dict(arguments=arguments, instances={})
-    done = 0
-    for split, (word, _, _) in SPLITS.items():
-        images, annotations = [], []
-        for index in range(arguments[split]):
-            label, image_id = index % 10, index + 1
-            rng = np.random.default_rng((seed, word, index))
-            image, opacities = compose(samples[split][label], photos[split], size, rng)
-            name = f'{image_id:06d}'
-            _write_image(out, split, name, label, image, semantic_mask(opacities, label))
-            images.append(dict(id=image_id, file_name=f'{name}.jpg', width=size, height=size))
-            for opacity in opacities:
-                ann_id = len(annotations) + 1
-                annotations.append(coco_annotation(opacity, label, image_id, ann_id))
-            done += 1
-            if progress:
-                progress(done, train + val)
-        _write_coco(out, split, images, annotations)
-        info['instances'][split] = len(annotations)
-    classes = ('background', *DIGITS)
-    (out / 'segmentation' / 'classes.txt').write_text('\n'.join(classes) + '\n')
-    info['sources'] = {
-        package: [_require(package).__version__, *names] for package, (_, names) in PHOTOS.items()
+    digits = {
+        split: _write_split(out, split, watch(draw_split(split, arguments[split], size, seed)))
+        for split in NAMES
     }
+    lines = '\n'.join(('background', *DIGITS)) + '\n'
+    (out / 'segmentation' / 'classes.txt').write_text(lines)
+    info = dict(arguments=arguments, digits=digits, sources=sources)
     (out / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
     (out / UNFINISHED).unlink()
     return info

@@ -216,7 +216,7 @@ def linear_probe(
     num_classes = int(train_labels.max()) + 1
 
     def accuracy(strength: float, fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-        std, mean = torch.std_mean(fit[0], dim=0)
+        std, mean = torch.std_mean(fit[0], dim=0, correction=0)
         std = torch.where(std > 0, std, 1)
         model = fit_logistic((fit[0] - mean) / std, fit[1], num_classes, strength)
         with torch.no_grad():

@@ -15,6 +15,16 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
+# What Runner reads from the config beside its own arguments.
+RUNNER_KEYS = {
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+}
+
 
 class SetupError(ValueError):
     """A mistake of the user's that shows only once the run is being started."""
@@ -87,7 +97,7 @@ def check_option(cfg: Config, key: str) -> None:
 def _arguments(node: object, top: bool) -> set[str] | None:
     """Arguments of the class that a config node builds ('**': any); None if unknown."""
     if top:
-        return set(inspect.signature(Runner.__init__).parameters) - {'self'}
+        return set(inspect.signature(Runner.__init__).parameters) - {'self'} | RUNNER_KEYS
     kind = node.get('type') if isinstance(node, ConfigDict | dict) else None
     if isinstance(kind, str):
         registries = vars(mmengine.registry).values()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .targets import _full, soft_probs
+from .targets import at_least_fp32, soft_probs
 
 
 def multi_choice_loss(
@@ -51,7 +51,7 @@ def multi_choice_terms(
     mask = mask.flatten(1)
     _check_shapes(feats, weight, bias, token_logits, mask)
     targets = masked_targets(feats, token_logits, mask, **settings)
-    logits = _full(F.linear(feats[mask], weight, bias))
+    logits = at_least_fp32(F.linear(feats[mask], weight, bias))
     count = max(len(logits), 1)
     with torch.autocast(feats.device.type, enabled=False):
         loss = -(targets * logits.log_softmax(dim=-1)).sum() / count
@@ -72,12 +72,14 @@ def masked_targets(
     tau_affinity: float = 1.0,
     detach_affinity: bool = False,
 ) -> Tensor:
-    """`multi_choice_targets(...)[mask]`, (M, V), from the masked rows of W alone."""
+    """Rows `multi_choice_targets(...)[mask]`, (M, V), from the masked rows of W."""
     with torch.autocast(feats.device.type, enabled=False):
         probs = soft_probs(token_logits, tau)
         if omega == 0:
             return probs[mask]
-        directions = F.normalize(_full(feats.detach() if detach_affinity else feats), dim=-1)
+        directions = F.normalize(
+            at_least_fp32(feats.detach() if detach_affinity else feats), dim=-1
+        )
         counts = mask.sum(dim=1)
         # Masked positions first, in ascending order; images with fewer of them are padded by
         # visible ones.
@@ -98,8 +100,8 @@ def _check_shapes(
     if got != (batch, vocab_size, num_patches):
         raise ValueError(
             f'token logits {tuple(token_logits.shape)} do not fit {batch} images of {num_patches} '
-            f'patches and {vocab_size} codes: the tokenizer view must have (patch grid) x (tokenizer '
-            'stride) pixels, and vocab_size of the head must be that of the tokenizer'
+            f'patches and {vocab_size} codes: the tokenizer view must have (patch grid) x '
+            '(tokenizer stride) pixels, and vocab_size of the head must be that of the tokenizer'
         )
     if tuple(mask.shape) != (batch, num_patches) or mask.dtype != torch.bool:
         raise ValueError(

@@ -30,6 +30,9 @@ class MCBEiT(BaseSelfSupervisor):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
+        # First, so that a missing tokenizer is found before a large backbone is initialised.
+        if not isinstance(target_generator, Tokenizer):
+            target_generator = MODELS.build(target_generator)
         super().__init__(
             backbone=backbone,
             head=head,
@@ -37,8 +40,6 @@ class MCBEiT(BaseSelfSupervisor):
             init_cfg=init_cfg,
         )
         del self.target_generator  # the base class registers the slot as a (None) attribute
-        if not isinstance(target_generator, Tokenizer):
-            target_generator = MODELS.build(target_generator)
         if target_generator.vocab_size != self.head.vocab_size:
             raise ValueError(
                 f'the tokenizer has {target_generator.vocab_size} codes, the head predicts '

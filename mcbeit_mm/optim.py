@@ -85,8 +85,8 @@ def _group_table(groups: list[dict], names: list[list[str]]) -> str:
     for group, members in zip(groups, names, strict=True):
         size = sum(param.numel() for param in group['params'])
         lines.append(
-            f'  {group["lr_scale"]:.6f}  {group["weight_decay"]:<6g} {len(members):4d} {size:13,d}  '
-            f'{members[0]}'
+            f'  {group["lr_scale"]:.6f}  {group["weight_decay"]:<6g} {len(members):4d} '
+            f'{size:13,d}  {members[0]}'
         )
     return '\n'.join(lines)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
     """Probabilities p = softmax(z / tau), (B, L, V), of logits z (B, V, h, w) or (B, V, L)."""
-    return (_full(token_logits).flatten(2) / tau).softmax(dim=1).transpose(1, 2)
+    return (at_least_fp32(token_logits).flatten(2) / tau).softmax(dim=1).transpose(1, 2)
 
 
 def affinity(feats: Tensor, tau_affinity: float = 1.0) -> Tensor:
     """W = softmax(cos(f, f) / tau_affinity), (B, L, L), of feats f (B, L, D); rows sum to 1."""
-    directions = F.normalize(_full(feats), dim=-1)
+    directions = F.normalize(at_least_fp32(feats), dim=-1)
     return (directions @ directions.transpose(1, 2) / tau_affinity).softmax(dim=-1)
 
 
@@ -54,6 +54,6 @@ def tau_at(epoch: int, tau: float, tau_start: float, warmup_epochs: int = 30) ->
     return tau_start + (tau - tau_start) * progress
 
 
-def _full(x: Tensor) -> Tensor:
-    """At least fp32: half precision loses most of an 8192-way probability vector."""
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Upcast half precision: it loses most of an 8192-way probability vector."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -22,7 +22,10 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-log_processor = dict(window_size=10)
+# Everything but the learning rate is averaged over the window.
+log_processor = dict(
+    window_size=10, mean_pattern=r'.*(loss|time|grad_norm|kl|entropy|acc|images_per_s|share)'
+)
 log_level = 'INFO'
 load_from = None
 resume = False

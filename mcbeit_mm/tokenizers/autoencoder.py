@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(groups: int, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Two pre-activated 3x3 convolutions with a shortcut: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, groups: int):
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
@@ -35,9 +35,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(groups, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -78,11 +78,11 @@ class Upsample(nn.Module):
 class Mid(nn.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, groups: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -96,12 +96,13 @@ class Level(nn.Module):
     their owner; the parameter names are those of taming-transformers.
     """
 
-    def __init__(self, channels: Sequence[int], with_attn: bool, dropout: float):
+    def __init__(self, channels: Sequence[int], with_attn: bool, dropout: float, groups: int):
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(i, o, dropout) for i, o in zip(channels[:-1], channels[1:], strict=True)
+            ResnetBlock(i, o, dropout, groups)
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.attn = nn.ModuleList(AttnBlock(c) for c in channels[1:] if with_attn)
+        self.attn = nn.ModuleList(AttnBlock(c, groups) for c in channels[1:] if with_attn)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H, W), without the change of resolution."""
@@ -118,7 +119,8 @@ class Encoder(nn.Module):
     Follows ``taming.modules.diffusionmodules.model`` (CompVis/taming-transformers), with its
     parameter names. Attention sits at the levels whose nominal size, counted from
     ``resolution``, is in ``attn_resolutions``, whatever the size of the images given later.
-    ``out_ch`` belongs to the decoder: both take one ``ddconfig``.
+    ``out_ch`` belongs to the decoder: both take one ``ddconfig``. ``num_groups`` of the group
+    norms is fixed at 32 there; small networks need fewer (one channel per group loses the mean).
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Encoder(nn.Module):
         out_ch: int = 3,
         double_z: bool = False,
         dropout: float = 0.0,
+        num_groups: int = 32,
     ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -141,12 +144,12 @@ class Encoder(nn.Module):
         previous = ch
         for i, mult in enumerate(ch_mult):
             channels = [previous] + [ch * mult] * num_res_blocks
-            level = Level(channels, resolution >> i in attn_resolutions, dropout)
+            level = Level(channels, resolution >> i in attn_resolutions, dropout, num_groups)
             previous = channels[-1]
             level.downsample = Downsample(previous) if i + 1 < len(ch_mult) else nn.Identity()
             self.down.append(level)
-        self.mid = Mid(previous, dropout)
-        self.norm_out = _norm(previous)
+        self.mid = Mid(previous, dropout, num_groups)
+        self.norm_out = _norm(num_groups, previous)
         self.conv_out = nn.Conv2d(previous, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,20 +176,21 @@ class Decoder(nn.Module):
         out_ch: int = 3,
         double_z: bool = False,
         dropout: float = 0.0,
+        num_groups: int = 32,
     ):
         super().__init__()
         previous = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
-        self.mid = Mid(previous, dropout)
+        self.mid = Mid(previous, dropout, num_groups)
         levels = []
         for i, mult in reversed(list(enumerate(ch_mult))):
             channels = [previous] + [ch * mult] * (num_res_blocks + 1)
-            level = Level(channels, resolution >> i in attn_resolutions, dropout)
+            level = Level(channels, resolution >> i in attn_resolutions, dropout, num_groups)
             previous = channels[-1]
             level.upsample = Upsample(previous) if i > 0 else nn.Identity()
             levels.insert(0, level)  # up.i counts from the full resolution, like down.i
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(previous)
+        self.norm_out = _norm(num_groups, previous)
         self.conv_out = nn.Conv2d(previous, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -111,24 +111,24 @@ class Tokenizer(nn.Module):
             )
 
     def _check_tokens(self, tokens: Tensor) -> None:
+        got = f'{tokens.dtype} {tuple(tokens.shape)}'
         if tokens.is_floating_point():
             ok = tokens.ndim == 4 and tokens.shape[1] == self.vocab_size
         else:
             ok = tokens.ndim == 3 and tokens.dtype != torch.bool
             if ok and tokens.numel():
-                low, high = tokens.aminmax()
+                low, high = (int(value) for value in tokens.aminmax())
                 ok = 0 <= low and high < self.vocab_size
+                got += f' from {low} to {high}'
         if not ok:
             raise ValueError(
                 f'decode takes integer ids (B, h, w) in [0, {self.vocab_size}) or float probs '
-                f'(B, {self.vocab_size}, h, w), got {tokens.dtype} {tuple(tokens.shape)}'
-                + ('' if tokens.is_floating_point() or not tokens.numel() else ' up to '
-                   f'{int(tokens.max())}')
+                f'(B, {self.vocab_size}, h, w), got {got}'
             )
 
 
 def embed_tokens(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """Return latents (B, D, h, w): rows of the codebook (V, D) at ids, or their mean under probs."""
+    """Return latents (B, D, h, w): codebook rows (V, D) at ids, or their mean under probs."""
     if tokens.is_floating_point():
         return torch.einsum('bvhw,vd->bdhw', tokens, codebook)
     return F.embedding(tokens, codebook).permute(0, 3, 1, 2)

@@ -1,0 +1,142 @@
+"""VQGAN weights on disk: the released folders (model.yaml and last.ckpt) and bare state dicts."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+SIZES = ('ddconfig', 'n_embed', 'embed_dim')
+DECODER = ('decoder.', 'post_quant_conv.')
+HOW_TO_GET_ONE = (
+    'train one with a config of configs/tokenizer or configs/demo (it writes '
+    '<work_dir>/tokenizer), or unpack the released folder vqgan_gumbel_f8 there'
+)
+
+
+def locate(
+    checkpoint: str | os.PathLike | None, sizes: Mapping[str, Any]
+) -> tuple[Path | None, dict[str, Any]]:
+    """Find the weight file and the sizes of a VQGAN.
+
+    Args:
+        checkpoint: a folder with ``model.yaml`` and ``last.ckpt`` (or, as taming-transformers
+            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
+        sizes: ``ddconfig``, ``n_embed`` and ``embed_dim`` as given by the user, None where not.
+
+    Returns:
+        The weight file (None without checkpoint) and the complete sizes.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a part of the folder is missing.
+        ValueError: sizes are neither given nor in the folder, or contradict it.
+    """
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        folder = Path(checkpoint)
+        stored = _read_sizes(folder)
+        _check_agreement(given, stored, folder)
+        return _find_weights(folder), stored
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise FileNotFoundError(
+            f'No tokenizer at {checkpoint}: expected a folder with model.yaml and last.ckpt, or a '
+            f'weight file (.ckpt, .pth, .pt, .safetensors); {HOW_TO_GET_ONE}'
+        )
+    if absent := [name for name in SIZES if name not in given]:
+        raise ValueError(
+            f'{", ".join(absent)} not given: only a checkpoint folder with a model.yaml brings the '
+            f'sizes along (checkpoint={checkpoint}); give {", ".join(SIZES)}'
+        )
+    return (None if checkpoint is None else Path(checkpoint)), given
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> bool:
+    """Copy a VQGAN's weights into ``model``; False when they hold no decoder at all.
+
+    Entries the model does not have (losses, discriminator) are dropped with one log line.
+
+    Raises:
+        ValueError: names are missing (a decoder may be absent as a whole) or shapes differ.
+    """
+    expected = model.state_dict()
+    has_decoder = any(name.startswith(DECODER) for name in weights)
+    wrong = [
+        f'{name} is missing'
+        if name not in weights
+        else f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
+        for name, tensor in expected.items()
+        if (has_decoder or not name.startswith(DECODER))
+        and (name not in weights or weights[name].shape != tensor.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f'{source} does not fit {type(model).__name__}: {"; ".join(wrong[:4])} '
+            f'({len(wrong)} of {len(expected)} parameters). Check ddconfig, n_embed and embed_dim'
+        )
+    if dropped := [name for name in weights if name not in expected]:
+        print_log(f'{source}: {len(dropped)} unused entries ({dropped[0]}, ...)', 'current')
+    model.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
+    return has_decoder
+
+
+def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[str, Any]) -> None:
+    """Write ``model.yaml`` and ``last.ckpt`` so that ``checkpoint=folder`` loads them.
+
+    Each file appears complete or not at all.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    params = json.loads(json.dumps({name: sizes[name] for name in SIZES}))  # plain types for YAML
+    content = {'model': {'target': 'taming.models.vqgan.GumbelVQ', 'params': params}}
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    (folder / 'model.yaml.part').write_text(yaml.safe_dump(content, sort_keys=False))
+    torch.save({'state_dict': state}, folder / 'last.ckpt.part')
+    for name in ('model.yaml', 'last.ckpt'):
+        os.replace(folder / f'{name}.part', folder / name)
+
+
+def _incomplete(folder: Path, lacks: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f'{folder} has no {lacks} (it holds {sorted(os.listdir(folder))[:10]}): a released '
+        f'tokenizer is a folder with model.yaml and last.ckpt; {HOW_TO_GET_ONE}'
+    )
+
+
+def _find_weights(folder: Path) -> Path:
+    for file in (folder / 'last.ckpt', folder / 'checkpoints' / 'last.ckpt'):
+        if file.is_file():
+            return file
+    raise _incomplete(folder, 'last.ckpt or checkpoints/last.ckpt')
+
+
+def _read_sizes(folder: Path) -> dict[str, Any]:
+    """Read model.params of the first YAML file that has them (configs/ holds others too)."""
+    files = [file for file in (folder / 'model.yaml',) if file.is_file()]
+    files += sorted(folder.glob('configs/*.yaml'))
+    if not files:
+        raise _incomplete(folder, 'model.yaml or configs/*.yaml')
+    for file in files:
+        try:
+            params = yaml.safe_load(file.read_text())['model']['params']
+            return {name: params[name] for name in SIZES}
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            reason = f'{type(error).__name__}: {error}'
+    raise ValueError(f'{file}: no model.params with {", ".join(SIZES)} ({reason})')
+
+
+def _check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:
+    def flat(sizes: Mapping[str, Any]) -> dict[str, str]:
+        entries = {f'ddconfig.{k}': v for k, v in sizes.get('ddconfig', {}).items()} | dict(sizes)
+        entries.pop('ddconfig', None)
+        return {k: json.dumps(v) for k, v in entries.items()}  # (1, 2) equals [1, 2]
+
+    theirs = flat(stored)
+    wrong = {k: v for k, v in flat(given).items() if v != theirs.get(k)}
+    if wrong:
+        listed = ', '.join(f'{k}={v} (there {theirs.get(k)})' for k, v in wrong.items())
+        raise ValueError(f'{listed} contradicts {folder}: leave these arguments out')

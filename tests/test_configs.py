@@ -1,0 +1,95 @@
+"""Every config loads, and says what its name says."""
+
+import re
+
+import pytest
+from conftest import ROOT
+from mmengine.config import Config
+
+CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
+PRETRAIN = [path for path in CONFIGS if path.parent.name == 'pretrain']
+PRECISION = dict(amp='AmpOptimWrapper', bf16='Bf16OptimWrapper', fp32='OptimWrapper')
+NAME = re.compile(
+    r'mcbeit_vit-(?P<arch>[a-z]+)-p(?P<patch>\d+)'
+    r'_(?P<gpus>\d+)xb(?P<batch>\d+)(-accum(?P<accum>\d+))?(?P<cp>-ckpt)?-(?P<precision>amp|bf16|fp32)'
+    r'-coslr-(?P<epochs>\d+)e_(?P<data>in1k|photos)(-(?P<pixels>\d+)px)?'
+)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_loads_and_stays_short(path):
+    cfg = Config.fromfile(path)
+    assert cfg.model.type and cfg.train_dataloader and cfg.optim_wrapper
+    assert path.read_text().startswith('"""'), 'a config says what it is'
+    lines = path.read_text().count('\n')
+    assert lines <= 40 or path.parent.name == 'demo', f'{lines} lines: move shared parts to _base_'
+
+
+@pytest.mark.parametrize('path', PRETRAIN, ids=lambda p: p.stem)
+def test_pretraining_name_agrees_with_content(path):
+    match = NAME.fullmatch(path.stem)
+    assert match, 'name does not follow the scheme'
+    name = match.groupdict()
+    cfg = Config.fromfile(path)
+    backbone, loader = cfg.model.backbone, cfg.train_dataloader
+    if name['arch'] == 'tiny':
+        assert backbone.arch.embed_dims == 192 and backbone.arch.num_layers == 12
+    else:
+        assert backbone.arch == name['arch']
+    assert backbone.patch_size == int(name['patch'])
+    assert backbone.img_size == int(name['pixels'] or 224)
+    assert backbone.get('with_cp', False) == bool(name['cp'])
+    assert loader.batch_size == int(name['batch'])
+    accum = int(name['accum'] or 1)
+    assert cfg.optim_wrapper.get('accumulative_counts', 1) == accum
+    assert cfg.optim_wrapper.type == PRECISION[name['precision']]
+    epochs = int(name['epochs'])
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[0].end == epochs
+    assert cfg.param_scheduler[0].warmup < epochs
+    total = int(name['gpus']) * loader.batch_size * accum
+    assert cfg.auto_scale_lr.base_batch_size == total
+    if name['data'] == 'in1k':
+        assert total == 2048, "the learning rate is for the authors' batch"
+    assert loader.drop_last and loader.worker_init_fn.type == 'seed_worker'
+
+
+@pytest.mark.parametrize('path', PRETRAIN, ids=lambda p: p.stem)
+def test_views_masks_and_dims_fit_together(path):
+    cfg = Config.fromfile(path)
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    views, mask = steps['TwoViewRandomResizedCrop'], steps['RandomPatchMask']
+    grid = cfg.model.backbone.img_size // cfg.model.backbone.patch_size
+    assert views.size == cfg.model.backbone.img_size
+    assert views.second_size == grid * 8  # stride of an f8 tokenizer
+    assert mask.grid_size == grid
+    assert mask.mask_ratio == 0.75
+    arch = cfg.model.backbone.arch
+    dims = (
+        arch.embed_dims if isinstance(arch, dict) else dict(small=384, base=768, large=1024)[arch]
+    )
+    assert cfg.model.head.embed_dims == dims
+    assert (cfg.model.head.tau, cfg.model.head.omega) == (4.0, 0.2)
+
+
+def test_final_learning_rate_is_1e_5():
+    for path in PRETRAIN:
+        cfg = Config.fromfile(path)
+        if 'in1k' in path.stem:
+            final = cfg.optim_wrapper.optimizer.lr * cfg.param_scheduler[0].eta_min_ratio
+            assert final == pytest.approx(1e-5), path.stem
+
+
+def test_data_and_tokenizer_come_from_two_variables(monkeypatch):
+    monkeypatch.setenv('MCBEIT_DATA', '/somewhere/photos')
+    monkeypatch.setenv('MCBEIT_TOKENIZER', '/somewhere/tokenizer')
+    for path in PRETRAIN:
+        cfg = Config.fromfile(path)
+        assert cfg.train_dataloader.dataset.data_root == '/somewhere/photos'
+        assert cfg.model.target_generator.checkpoint == '/somewhere/tokenizer'
+
+
+def test_readme_lists_every_config():
+    readme = (ROOT / 'README.md').read_text()
+    listed = set(re.findall(r'configs/(?:pretrain|tokenizer)/([\w.-]+)\.py', readme))
+    existing = {p.stem for p in CONFIGS if p.parent.name in ('pretrain', 'tokenizer')}
+    assert listed == existing

@@ -1,0 +1,157 @@
+"""Config overrides, early checks, one-line errors."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+
+from mcbeit_mm import launch
+
+CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
+
+
+@pytest.fixture
+def cfg():
+    return Config.fromfile(CONFIG)
+
+
+@pytest.mark.parametrize(
+    'option, value',
+    [
+        ('model.head.omega=0.5', 0.5),
+        ('model.backbone.with_cp=True', True),  # not in the config, but an argument of the class
+        ('model.backbone.init_cfg.checkpoint=x.pth', 'x.pth'),
+        ('param_scheduler.0.end=20', 20),
+        ('train_cfg.val_interval=2', 2),
+        ('optim_wrapper.accumulative_counts=4', 4),
+        ('optim_wrapper.optimizer.fused=True', True),
+        ('find_unused_parameters=True', True),
+        ('default_hooks.checkpoint.save_best=None', None),
+    ],
+)
+def test_known_options_arrive(option, value):
+    node = launch.load_config(str(CONFIG), launch.parse_options([option]))
+    for part in option.split('=')[0].split('.'):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    assert node == value
+
+
+@pytest.mark.parametrize(
+    'option, hint',
+    [
+        ('model.head.omgea=0.5', 'did you mean omega'),
+        ('model.bakbone.arch=small', 'did you mean backbone'),
+        ('modle.head.omega=1', 'did you mean model'),
+        ('param_scheduler.3.end=20', 'has 1 entries'),
+        ('optim_wrapper.optimizer.learning_rate=1', 'has no key'),
+        ('train_cfg.max_epoch=3', 'did you mean max_epochs'),
+        ('work_dirr=x', 'did you mean work_dir'),
+        ('model.head.omega.value=1', 'has no key'),
+    ],
+)
+def test_misspelt_options_are_refused(option, hint):
+    with pytest.raises(ValueError, match=hint):
+        launch.load_config(str(CONFIG), launch.parse_options([option]))
+
+
+def test_option_without_value():
+    with pytest.raises(ValueError, match='takes key=value, got model.head.omega'):
+        launch.parse_options(['model.head.omega'])
+
+
+def test_lists_are_parsed():
+    assert launch.parse_options(['a=[1,2]', 'b=x', 'c=(3,4)']) == dict(a=[1, 2], b='x', c=(3, 4))
+
+
+def test_wrong_path_proposes_a_near_one():
+    with pytest.raises(FileNotFoundError, match='did you mean .*coslr-800e_in1k.py'):
+        launch.load_config(str(CONFIG).replace('800e', '801e'))
+
+
+def test_missing_data_folder(cfg, tmp_path):
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    with pytest.raises(FileNotFoundError, match='MCBEIT_DATA'):
+        launch.check_before_run(cfg)
+    (tmp_path / 'train').mkdir()
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    launch.check_before_run(cfg)
+    cfg.load_from = str(tmp_path / 'none.pth')
+    with pytest.raises(FileNotFoundError, match='load_from: no file'):
+        launch.check_before_run(cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='fp16 works on this machine')
+def test_fp16_without_gpu_is_refused(cfg, tmp_path):
+    (tmp_path / 'train').mkdir()
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    with pytest.raises(ValueError, match='--precision bf16'):
+        launch.check_before_run(cfg)
+
+
+@pytest.mark.parametrize(
+    'precision, kind',
+    [('fp32', 'OptimWrapper'), ('fp16', 'AmpOptimWrapper'), ('bf16', 'Bf16OptimWrapper')],
+)
+def test_precision(cfg, precision, kind):
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+    launch.set_precision(cfg, precision)
+    assert cfg.optim_wrapper.type == kind and 'loss_scale' not in cfg.optim_wrapper
+
+
+def test_errors_become_one_line(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop, launch.one_line_errors(ValueError):
+        raise ValueError('two\nlines')
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == 'error: two lines\n'
+    with pytest.raises(KeyError), launch.one_line_errors(ValueError):
+        raise KeyError('a bug keeps its traceback')
+    monkeypatch.setenv('MCBEIT_TRACEBACK', '1')
+    with pytest.raises(ValueError), launch.one_line_errors(ValueError):
+        raise ValueError('shown in full')
+
+
+def run(*args, **env):
+    import os
+
+    env = dict(os.environ, PYTHONPATH=str(ROOT), **env)
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_is_quick():
+    for tool in ('train.py', 'test.py', 'evaluate_features.py', 'make_demo_data.py', 'doctor.py'):
+        start = time.perf_counter()
+        out = run(f'tools/{tool}', '--help')
+        assert out.returncode == 0 and 'usage' in out.stdout
+        assert time.perf_counter() - start < 2, tool
+
+
+@pytest.mark.parametrize(
+    'args, text',
+    [
+        (['tools/train.py', 'configs/nothing.py'], 'no config file configs/nothing.py'),
+        (['tools/train.py', str(CONFIG), '--cfg-options', 'model.hed=1'], 'did you mean head'),
+        (['tools/train.py', str(CONFIG), '--precision', 'fp32'], 'MCBEIT_DATA'),
+        (['tools/test.py', str(CONFIG), 'x.pth'], 'has no test set'),
+    ],
+)
+def test_user_errors_end_in_one_line(args, text):
+    out = run(*args)
+    assert out.returncode == 2
+    assert text in out.stderr and 'Traceback' not in out.stderr
+    assert len([line for line in out.stderr.splitlines() if line.startswith('error:')]) == 1
+
+
+def test_missing_tokenizer_ends_in_one_line(tmp_path):
+    (tmp_path / 'train').mkdir()
+    out = run(
+        'tools/train.py', str(CONFIG), '--precision', 'fp32', '--work-dir', str(tmp_path / 'work'),
+        MCBEIT_DATA=str(tmp_path), MCBEIT_TOKENIZER=str(tmp_path / 'nowhere'),
+    )  # fmt: skip
+    assert out.returncode == 2
+    assert 'nowhere' in out.stderr.splitlines()[-1] and 'Traceback' not in out.stderr

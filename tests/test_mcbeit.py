@@ -1,0 +1,148 @@
+"""The algorithm: parity end to end, and a tokenizer that leaves no trace in it."""
+
+import copy
+
+import pytest
+import torch
+from conftest import backbone_from
+from mmpretrain.structures import DataSample
+
+from mcbeit_mm.mcbeit import MCBEiT
+from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
+from mcbeit_mm.tokenizers.base import Tokenizer
+
+DDCONFIG = dict(
+    double_z=False, z_channels=8, resolution=32, in_channels=3, out_ch=3, ch=32,
+    ch_mult=[1, 1, 2, 2], num_res_blocks=1, attn_resolutions=[], dropout=0.0,
+)  # fmt: skip
+TOKENIZER = dict(type='GumbelVQGANTokenizer', ddconfig=DDCONFIG, n_embed=24, embed_dim=8)
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
+NORM = dict(
+    type='TwoNormDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+    second_mean=[0.0] * 3, second_std=[255.0] * 3, to_rgb=True,
+)  # fmt: skip
+
+
+def tiny(**kwargs) -> MCBEiT:
+    settings = dict(
+        backbone=dict(type='MCBEiTViT', arch=ARCH, img_size=64),
+        head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=24),
+        target_generator=dict(TOKENIZER),
+        data_preprocessor=dict(NORM),
+    )
+    return MCBEiT(**(settings | kwargs))
+
+
+def batch(size=2):
+    samples = [DataSample().set_mask(torch.rand(4, 4) < 0.6) for _ in range(size)]
+    return [torch.randn(size, 3, 64, 64), torch.rand(size, 3, 32, 32)], samples
+
+
+class Constant(Tokenizer):
+    """A tokenizer that returns given logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.vocab_size, self.stride = logits, logits.shape[1], 8
+
+    def encode(self, x):
+        return self.logits
+
+
+def test_golden_loss_end_to_end(golden):
+    g = golden('pretrain')
+    grads = golden('pretrain_grads')
+    vocab_size = g.sizes['vocab_size']
+    model = tiny(
+        backbone=backbone_from(g.sizes),
+        head=dict(
+            type='MCBEiTHead', embed_dims=g.sizes['embed_dim'], vocab_size=vocab_size,
+            tau=float(grads['temp']), omega=float(grads['omega']),
+        ),
+        target_generator=Constant(g['d_logits']),
+    )  # fmt: skip
+    state = {
+        f'head.{k}' if k.startswith('lm_head') else f'backbone.{k}': v
+        for k, v in g.group('state').items()
+    }
+    model.load_state_dict(state)
+    samples = [DataSample().set_mask(m) for m in g['mask'].view(-1, *g.sizes['grid'])]
+    view = torch.rand(len(samples), 3, 32, 32)
+    out = model([g['image'], view], samples, mode='loss')
+    assert float(out['loss'].detach()) == pytest.approx(float(grads['loss']), rel=1e-6)
+
+
+def test_tokenizer_is_no_part_of_the_model():
+    model = tiny()
+    names = [*model.state_dict(), *(n for n, _ in model.named_parameters())]
+    names += [n for n, _ in model.named_modules()]
+    assert not [n for n in names if 'tokenizer' in n or 'target_generator' in n or 'quant' in n]
+    assert isinstance(model.tokenizer, GumbelVQGANTokenizer)
+    model.train()
+    assert not model.tokenizer.training
+    inputs, samples = batch()
+    before = copy.deepcopy(model.tokenizer.state_dict())
+    loss = model(inputs, samples, mode='loss')['loss']
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    after = model.tokenizer.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_tokenizer_follows_moves_of_the_model():
+    model = tiny().to('meta')
+    assert {p.device.type for p in model.tokenizer.parameters()} == {'meta'}
+
+
+def test_every_parameter_gets_a_gradient():
+    model = tiny().train()
+    model(*batch(), mode='loss')['loss'].backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_train_step_through_the_preprocessor_uses_both_normalisations():
+    model = tiny()
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    small = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    out = model.data_preprocessor(dict(inputs=[pixels, small], data_samples=None))['inputs']
+    mean, std = (torch.tensor(NORM[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))
+    torch.testing.assert_close(out[0], (pixels.flip(1).float() - mean) / std)
+    torch.testing.assert_close(out[1], small.flip(1).float() / 255)
+
+
+def test_extract_feat_sees_the_whole_image():
+    model = tiny().eval()
+    inputs, _ = batch()
+    assert torch.equal(model(inputs, mode='tensor')[0], model.backbone(inputs[0])[0])
+
+
+def test_vocabularies_must_agree():
+    with pytest.raises(ValueError, match='model.head.vocab_size=24'):
+        tiny(head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=8192))
+
+
+def test_grids_must_agree():
+    inputs, samples = batch()
+    with pytest.raises(ValueError, match='tokenizer view'):
+        tiny()([inputs[0], torch.rand(2, 3, 64, 64)], samples, mode='loss')
+
+
+def test_bf16_autocast_leaves_the_tokenizer_in_fp32():
+    model = tiny()
+    inputs, samples = batch()
+    exact = model.tokenizer(inputs[1])
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(model.tokenizer(inputs[1]), exact)
+        loss = model(inputs, samples, mode='loss')['loss']
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.gpu
+def test_cuda_step_and_tokenizer_timer():
+    model = tiny().cuda()
+    model.tokenizer_timer.enabled = True
+    inputs, samples = batch()
+    with torch.autocast('cuda', dtype=torch.float16):
+        loss = model([x.cuda() for x in inputs], samples, mode='loss')['loss']
+    loss.backward()
+    assert loss.isfinite() and model.tokenizer_timer.pop() > 0
