@@ -1,10 +1,10 @@
-# Every target works from a fresh clone with Python 3.10-3.12, its venv module and make. The environment
-# is the active virtualenv or conda environment, else .venv (see tools/environment.sh).
+# Every target works from a fresh clone with Python 3.10-3.12, its venv module and make, in the
+# active virtualenv or conda environment, else in .venv (see tools/environment.sh).
 .PHONY: help install demo test check
 PYTHON_HERE = "$$(tools/environment.sh)"
 
 help:
-	@echo 'make install  install with everything optional; EXTRAS=seg, PYTHON=python3.12 choose otherwise'
+	@echo 'make install  everything; EXTRAS=seg or PYTHON=python3.12 choose otherwise'
 	@echo 'make demo     a small pretraining run on the CPU, explained by README.md'
 	@echo "make test     the tests; ARGS='-k losses' goes to pytest"
 	@echo 'make check    ruff: lint and format'

@@ -146,7 +146,7 @@ def compose(
     """
     backdrop = _background(photos[rng.integers(len(photos))], size, rng)
     num_small = rng.choice(3, p=(0.5, 0.3, 0.2))
-    sides = [rng.uniform(0.5, 0.75), *rng.uniform(0.25, 0.38, num_small)]
+    sides = [rng.uniform(0.6, 0.8), *rng.uniform(0.25, 0.35, num_small)]
     image, uncovered, layers = np.zeros_like(backdrop), np.ones((size, size), np.float32), []
     for side in sides:
         opacity = _render(samples[rng.integers(len(samples))], size, side * size, rng)

@@ -57,8 +57,7 @@ def folder_datasets(
         except RuntimeError as error:  # mmpretrain found no files
             raise ValueError(f'no images in the class folders of {folder}') from error
     train, val = datasets
-    if train.CLASSES != val.CLASSES:
-        differ = sorted(set(train.CLASSES) ^ set(val.CLASSES))
+    if differ := sorted(set(train.CLASSES) ^ set(val.CLASSES)):
         raise ValueError(f'{root}: train/ and val/ differ in the class folders {differ[:5]}')
     if max_train is not None and max_train < len(train):
         train.get_subset_(np.linspace(0, len(train) - 1, max_train).round().astype(int).tolist())
@@ -162,8 +161,8 @@ def fit_logistic(
     The bias is not penalised: scikit-learn's LogisticRegression(C=1 / (strength * N)).
     """
     model = nn.Linear(feats.shape[1], num_classes, device=feats.device, dtype=feats.dtype)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
+    for param in model.parameters():
+        nn.init.zeros_(param)
     solver = torch.optim.LBFGS(
         model.parameters(), max_iter=max_iter, tolerance_grad=1e-6, line_search_fn='strong_wolfe'
     )
@@ -210,12 +209,12 @@ def linear_probe(
 ) -> ProbeResult:
     """Test accuracy of logistic regression on features (N, D) standardised by the training set.
 
-    The L2 strength is the first of those with the best accuracy on a held-out tenth of the
-    training set; the classifier is then fitted to the whole of it.
+    The L2 strength is the first that is best on a held-out tenth of the training set; the
+    classifier is then fitted to the whole of it.
     """
     num_classes = int(train_labels.max()) + 1
 
-    def accuracy(strength: float, fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    def accuracy(strength: float, fit: tuple[Tensor, ...], test: tuple[Tensor, ...]) -> float:
         std, mean = torch.std_mean(fit[0], dim=0, correction=0)
         std = torch.where(std > 0, std, 1)
         model = fit_logistic((fit[0] - mean) / std, fit[1], num_classes, strength)
@@ -226,8 +225,8 @@ def linear_probe(
     parts = [(train_feats[i], train_labels[i]) for i in held_out_split(train_labels)]
     held_out = [accuracy(strength, *parts) for strength in strengths]
     best = int(np.argmax(held_out))
-    train, test = (train_feats, train_labels), (test_feats, test_labels)
-    return ProbeResult(accuracy(strengths[best], train, test), held_out[best], strengths[best])
+    score = accuracy(strengths[best], (train_feats, train_labels), (test_feats, test_labels))
+    return ProbeResult(score, held_out[best], strengths[best])
 
 
 def score_layers(
@@ -235,7 +234,7 @@ def score_layers(
 ) -> list[dict[str, float]]:
     """k-NN and probe of each block of two `extract_features` results, test and held-out."""
     labels, test_labels = train['labels'].to(device), test['labels'].to(device)
-    fit, held_out = held_out_split(labels)
+    parts = held_out_split(labels)
     scores = []
     for feats, test_feats in zip(train['feats'], test['feats'], strict=True):
         feats, test_feats = feats.to(device), test_feats.to(device)
@@ -243,9 +242,7 @@ def score_layers(
         scores.append(
             dict(
                 knn=knn_accuracy(feats, labels, test_feats, test_labels, k),
-                knn_held_out=knn_accuracy(
-                    feats[fit], labels[fit], feats[held_out], labels[held_out], k
-                ),
+                knn_held_out=knn_accuracy(*(x[i] for i in parts for x in (feats, labels)), k),
                 linear=probe.accuracy,
                 linear_held_out=probe.held_out,
                 linear_strength=probe.strength,

@@ -63,7 +63,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
         )
         hint = f'; did you mean {folder / near[0]}?' if near else ''
         raise FileNotFoundError(f'no config file {path}{hint}')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except (TypeError, KeyError, AttributeError, SyntaxError) as error:  # a mistake in the file
+        raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
     for key in options or {}:
         check_option(cfg, key)
     cfg.merge_from_dict(options or {})

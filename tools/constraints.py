@@ -1,7 +1,7 @@
-"""Print constraints.txt with the torch and torchvision that this environment has, if it has them.
+"""Print constraints.txt, pinning the torch and torchvision of this environment if it has them.
 
-Pinned like that, pip cannot replace a CUDA build that the user chose. Exit status 1, and what to do,
-if the two do not work together or are too old.
+So pip cannot replace a CUDA build that the user chose. Exit status 1, and what to do, if the two
+are too old or do not work together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONSTRAINTS = Path(__file__).parents[1] / 'constraints.txt'
 
 
 def canonical(requirement: str) -> str:
-    """Return the package a requirement names, as constraints.txt spells it."""
+    """Return the package that a requirement names, as constraints.txt spells it."""
     name = re.match(r'[\w.-]*', requirement)[0]
     return re.sub(r'[-_.]+', '-', name).lower()
 
@@ -25,7 +25,7 @@ def canonical(requirement: str) -> str:
 def problems() -> list[str]:
     """Return what is wrong with the installed torch and torchvision, one line each."""
     lines = [*check_distribution('torch', '2.6'), *check_torchvision()]
-    return [f'{name} {text}' for level, name, text in lines if level == FAIL] or nms_problem()
+    return [f'{name}: {text}' for level, name, text in lines if level == FAIL] or nms_problem()
 
 
 def nms_problem() -> list[str]:
@@ -36,31 +36,32 @@ def nms_problem() -> list[str]:
     try:
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     except Exception as error:  # a pair that does not match may raise anything
-        return [f"torchvision's nms fails ({first_line(error)}); install its pair of torch"]
+        return [f'torchvision: nms fails ({first_line(error)}); install both from one index']
     return []
 
 
-def kept(lines: list[str], pair: dict[str, str]) -> list[str]:
-    """Return the lines with the pair as it is; torch's own requirements come from it, not from us."""
+def keep(pair: dict[str, str], lines: list[str]) -> list[str]:
+    """Return the lines with the pair pinned as it is and what torch itself requires left free."""
     pins = [f'{name}=={number}' for name, number in pair.items()]
     if set(pins) <= set(lines):
         return lines
-    names = {canonical(requirement) for requirement in metadata.requires('torch') or []}
-    return [*pins, *(line for line in lines if canonical(line) not in names | {*pair})]
+    # Another torch may need another version: torch 2.6 wants exactly sympy 1.13.1.
+    freed = {canonical(requirement) for requirement in metadata.requires('torch') or []}
+    return pins + [line for line in lines if canonical(line) not in freed | pair.keys()]
 
 
 def main() -> int:
     lines = CONSTRAINTS.read_text().splitlines()
-    pair = {name: version(name) for name in ('torch', 'torchvision') if version(name)}
-    if not pair:
-        print('\n'.join(lines))
-        return 0
-    if found := problems():
-        print('error: the torch of this environment cannot be used:', *found, sep='\n  ', file=sys.stderr)
-        print('Mend it, or use a fresh environment, and run this again.', file=sys.stderr)
-        return 1
-    print('Keeping', *(f'{name} {number}' for name, number in pair.items()), file=sys.stderr)
-    print('\n'.join(kept(lines, pair)))
+    pair = {name: found for name in ('torch', 'torchvision') if (found := version(name))}
+    if pair:
+        if found := problems():
+            head = f'error: the torch of {sys.prefix} cannot be used:'
+            tail = 'Mend that, or use a fresh environment; then run this again.'
+            print(head, *found, tail, sep='\n  ', file=sys.stderr)
+            return 1
+        print(f'Keeping torch {pair["torch"]}, torchvision {pair["torchvision"]}', file=sys.stderr)
+        lines = keep(pair, lines)
+    print('\n'.join(lines))
     return 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Print the Python interpreter of the environment that `make` works in: the active virtualenv or conda
-# environment, else .venv in the repository, made on first use with the newest of python3.12, python3.11,
-# python3.10 and python3. PYTHON=... asks for .venv, made with that interpreter.
+# Print the Python interpreter of the environment that `make` works in: the active virtualenv or
+# conda environment, else .venv in the repository, made on first use with the first that serves of
+# python3.12, python3.11, python3.10 and python3. PYTHON=... asks for .venv with that interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,5 +45,8 @@ if [ -z "$environment" ] || [ -n "${PYTHON:-}" ]; then
 fi
 version=$(version_of "$environment/bin/python")
 is_supported "$version" ||
-  fail "Python 3.10, 3.11 or 3.12 is needed, $environment has ${version:-none that runs}; use another environment"
+  fail "Python 3.10, 3.11 or 3.12 is needed, $environment has ${version:-none that runs}; deactivate it"
+if [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$version" ]; then
+  fail ".venv has Python $version, which is not that of $PYTHON; delete .venv to change it"
+fi
 echo "$environment/bin/python"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install this repository, editable, and what it needs, into the environment that environment.sh picks.
+# Install this repository, editable, and what it needs into the environment of tools/environment.sh.
 #   [PYTHON=python3.12] [EXTRAS=all] tools/install.sh
-# Versions come from constraints.txt, save that a working torch and torchvision are kept. Does nothing if
-# the last installation there was of the same setup.py, constraints.txt and EXTRAS.
+# Versions come from constraints.txt, save that a working torch and torchvision are kept. Does
+# nothing if the last installation there was of the same setup.py, constraints.txt and EXTRAS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${EXTRAS:-all}
@@ -22,7 +22,7 @@ fi
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 "$python" tools/constraints.py >"$constraints"
-echo "Installing for $python; a new torch takes minutes and 5 GB"
+echo "Installing for $python (with a new torch: minutes, and 6 GB)"
 "$python" -m pip install --disable-pip-version-check -c "$constraints" -e ".[$extras]"
 
 if ! report=$("$python" tools/doctor.py); then
@@ -31,4 +31,4 @@ if ! report=$("$python" tools/doctor.py); then
 fi
 grep '^WARN' <<<"$report" || true
 echo "$state" >"$stamp"
-echo "Installed. To use it in this shell: . ${python%python}activate"
+echo "Installed for $python"

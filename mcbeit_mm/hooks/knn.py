@@ -81,7 +81,7 @@ class KNNHook(Hook):
             ]
         if is_main_process():
             self._log(runner, knn_accuracy(*(x.to(device) for x in feats), k=self.k))
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     def _features(
         self, backbone: nn.Module, dataset: CustomDataset, device: torch.device

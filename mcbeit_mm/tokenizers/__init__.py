@@ -2,5 +2,12 @@
 
 from .base import Tokenizer
 from .gumbel_vqgan import GumbelVQGAN, GumbelVQGANTokenizer
+from .training import ExportTokenizerHook, GumbelVQGANTrainer
 
-__all__ = ['GumbelVQGAN', 'GumbelVQGANTokenizer', 'Tokenizer']
+__all__ = [
+    'ExportTokenizerHook',
+    'GumbelVQGAN',
+    'GumbelVQGANTokenizer',
+    'GumbelVQGANTrainer',
+    'Tokenizer',
+]

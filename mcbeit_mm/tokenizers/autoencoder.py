@@ -119,8 +119,7 @@ class Encoder(nn.Module):
     Follows ``taming.modules.diffusionmodules.model`` (CompVis/taming-transformers), with its
     parameter names. Attention sits at the levels whose nominal size, counted from
     ``resolution``, is in ``attn_resolutions``, whatever the size of the images given later.
-    ``out_ch`` belongs to the decoder: both take one ``ddconfig``. ``num_groups`` of the group
-    norms is fixed at 32 there; small networks need fewer (one channel per group loses the mean).
+    Both classes take one ``ddconfig``; ``num_groups``, 32 there, may be less for small nets.
     """
 
     def __init__(

@@ -1,0 +1,39 @@
+"""Work dir of a run -> the scalars that it logged."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
+    """What a run logged, one dict per step, ascending, from all <timestamp>/vis_data/scalars.json.
+
+    A resumed or restarted run replaces what earlier ones logged from its first step on. Half a
+    last line, as a killed run leaves it, is dropped. FileNotFoundError if nothing was logged.
+    """
+    steps: dict[int, dict] = {}
+    for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        entries = [entry for entry in _entries(file) if 'step' in entry]
+        if not entries:
+            continue
+        first = min(entry['step'] for entry in entries)
+        steps = {step: entry for step, entry in steps.items() if step < first}
+        for entry in entries:
+            steps.setdefault(entry['step'], {}).update(entry)
+    if not steps:
+        raise FileNotFoundError(
+            f'no training log below {work_dir} (looked for */vis_data/scalars.json): give the '
+            'work dir of a run of tools/train.py'
+        )
+    return [steps[step] for step in sorted(steps)]
+
+
+def _entries(file: Path) -> Iterator[dict]:
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f'{file}, line {number} is no JSON: {error}') from error
