@@ -119,6 +119,20 @@ def _arguments(node: object, top: bool) -> set[str] | None:
     return names - {'self'} | {'**'}
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the file itself, or the newest checkpoint of a work dir (which may have moved)."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    noted = path / 'last_checkpoint'
+    names = [path / Path(noted.read_text().strip()).name] if noted.is_file() else []
+    names += sorted(path.glob('*.pth'), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = next((file for file in names if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f'no checkpoint {path}: give a .pth file or the work dir of a run')
+    return found
+
+
 def set_precision(cfg: Config, precision: str) -> None:
     """Choose 'fp32', 'fp16' or 'bf16' for the forward pass of any config."""
     kinds = dict(fp32='OptimWrapper', fp16='AmpOptimWrapper', bf16='Bf16OptimWrapper')

@@ -149,8 +149,9 @@ def tokenizer_section(scores: TokenizerScores, scalars: Sequence[Mapping] = ()) 
         'as its mlm_acc.'
     )
     caption = (
-        "The tokenizer's own training: the error should fall, PSNR and the use of the codes rise. "
-        'A kink is where the codes come in after a warm-up without them.'
+        "The tokenizer's own training: the error should fall and PSNR rise. A kink is where the "
+        'codes come in after a warm-up without them; only from there on do their use and '
+        'perplexity mean anything, and should not fall far.'
     )
     curves = _curves(scalars, TOKENIZER_CURVES, caption) if scalars else ''
     return Section('Tokenizer', table(rows, ['', 'value']) + note(text) + curves)

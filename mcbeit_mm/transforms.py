@@ -80,7 +80,7 @@ class TwoViewRandomResizedCrop(BaseTransform):
         top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
         crop = image.crop((left, top, left + width, top + height))
         results['img'] = [
-            np.asarray(crop.resize(size[::-1], RESAMPLING[name]))
+            np.array(crop.resize(size[::-1], RESAMPLING[name]))
             for size, name in zip(self.sizes, self.interpolations, strict=True)
         ]
         results['img_shape'] = self.sizes[0]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEP = re.compile(
     r'(?:Epoch|Iter)\(train\)\s+\[\s*(?P<at>\d+)\](?:\[\s*(?P<batch>\d+)/(?P<of>\d+)\])?'
 )
-SHOWN = ('eta', 'kl', 'mlm_acc', 'rec', 'psnr', 'usage', 'perplexity', 'images_per_s')
+SHOWN = ('eta', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1', 'images_per_s')
 
 
 @dataclass
@@ -31,44 +31,52 @@ class Stage:
 
 def stages(out: Path, data: Path) -> list[Stage]:
     """The commands, in order; each could be typed by hand."""
-    tokenizer, pretrain = out / 'tokenizer', out / 'pretrain'
-    checkpoint = pretrain / 'last.pth'
-    return [
-        Stage('data', 'handwritten digits on photographs', ['make_demo_data.py', '--out', f'{data}'], 0.5),
-        Stage(
-            'tokenizer',
-            'a small Gumbel VQGAN learns the visual vocabulary',
-            ['train.py', 'configs/demo/tokenizer_gumbel-f8-256_demo.py', '--work-dir', f'{tokenizer}'],
-            2.0,
-        ),
-        Stage(
-            'pretrain',
-            'a small ViT learns by predicting masked patches (mc-BEiT)',
-            ['train.py', 'configs/demo/mcbeit_vit-micro-p16_demo.py', '--work-dir', f'{pretrain}'],
-            5.0,
-        ),
-        Stage(
-            'evaluate',
-            'k-NN and linear probe of the frozen features, pretrained and random',
-            ['evaluate_features.py', f'{checkpoint}', '--random-init', '--out', f'{out}/features.json'],
-            1.0,
-        ),
-        Stage(
-            'report',
-            'curves and pictures',
-            ['report.py', f'{pretrain}', '--features', f'{out}/features.json',
-             '--tokenizer-dir', f'{tokenizer}', '--out', f'{out}/report.html'],
+    tokenizer, pretrain, scores = out / 'tokenizer', out / 'pretrain', out / 'features.json'
+    demo = ROOT / 'configs/demo'
+    rows = [
+        (
+            'data',
             0.5,
+            'handwritten digits on photographs',
+            ['make_demo_data.py', '--out', data],
         ),
-    ]  # fmt: skip
+        (
+            'tokenizer',
+            2.0,
+            'a small Gumbel VQGAN learns the visual vocabulary',
+            ['train.py', demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
+        ),
+        (
+            'pretrain',
+            5.0,
+            'a small ViT predicts masked patches (mc-BEiT)',
+            ['train.py', demo / 'mcbeit_vit-micro-p16_demo.py', '--work-dir', pretrain],
+        ),
+        (
+            'evaluate',
+            1.0,
+            'k-NN and linear probe of frozen features, pretrained and random',
+            ['evaluate_features.py', pretrain, '--random-init', '--out', scores],
+        ),
+        (
+            'report',
+            0.5,
+            'curves and pictures',
+            ['report.py', pretrain, '--features', scores, '--tokenizer-dir', tokenizer]
+            + ['--out', out / 'report.html'],
+        ),
+    ]
+    return [Stage(name, what, [str(word) for word in words], m) for name, m, what, words in rows]
 
 
 def short(line: str) -> str | None:
-    """One line of MMEngine's training log, cut to what a newcomer wants to see; None for the rest."""
+    """Cut a line of MMEngine's training log to what a newcomer wants; None for other lines."""
     match = STEP.search(line)
     if not match:
         return None
-    place = f'epoch {match["at"]}, step {match["batch"]}/{match["of"]}' if match['of'] else match['at']
+    place = (
+        f'epoch {match["at"]}, step {match["batch"]}/{match["of"]}' if match['of'] else match['at']
+    )
     values = dict(re.findall(r'(\w+): (\S+)', line))
     return '  '.join([place, *(f'{key} {values[key]}' for key in SHOWN if key in values)])
 
@@ -84,11 +92,12 @@ def run(stage: Stage, log: Path, env: dict) -> None:
         )
         for line in process.stdout:
             file.write(line)
-            progress = short(line) or (line.rstrip() if stage.name in ('data', 'evaluate') else None)
-            if progress:
-                print(f'\r\033[K    {progress[:110]}' if live else f'    {progress}', end='' if live else '\n')
-                sys.stdout.flush()
-        if live:
+            progress = short(line) if tool == 'train.py' else line.rstrip()
+            if progress and live and tool == 'train.py':
+                print(f'\r\033[K    {progress[:110]}', end='', flush=True)
+            elif progress:
+                print(f'    {progress}', flush=True)
+        if live and tool == 'train.py':
             print()
     if process.wait():
         tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])

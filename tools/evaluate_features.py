@@ -28,7 +28,10 @@ def parse_args() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add('checkpoint', help="pretraining checkpoint, or 'random' for untrained weights of --config")
+    add(
+        'checkpoint',
+        help="pretraining checkpoint or work dir, or 'random' for untrained weights of --config",
+    )
     add('--config', help='config of the model; default: the one saved in the checkpoint')
     add(
         '--data',
@@ -149,7 +152,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError('no image folder: give --data ROOT or set MCBEIT_DATA')
     if untrained and not args.config:
         raise ValueError("'random' needs --config")
-    checkpoint = None if untrained else read_checkpoint(args.checkpoint)
+    checkpoint = None if untrained else read_checkpoint(launch.find_checkpoint(args.checkpoint))
     model = launch.load_config(args.config).model if args.config else saved_model_config(checkpoint)
     views, size = (
         model['data_preprocessor'],

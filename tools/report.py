@@ -49,17 +49,6 @@ def newest(folder: Path, pattern: str) -> Path:
     return files[-1]
 
 
-def find_checkpoint(work_dir: Path) -> Path:
-    """Return the one that MMEngine noted, also if the folder has moved, else the newest."""
-    noted = work_dir / 'last_checkpoint'
-    if noted.is_file():
-        path = Path(noted.read_text().strip())
-        for file in (path, work_dir / path.name):
-            if file.is_file():
-                return file
-    return newest(work_dir, '*.pth')
-
-
 def read_scores(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
@@ -198,7 +187,7 @@ def write_report(args: argparse.Namespace) -> Path:
     config = newest(args.work_dir, '*.py')
     cfg = launch.load_config(str(config), launch.parse_options(args.cfg_options))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    file = args.checkpoint or find_checkpoint(args.work_dir)
+    file = launch.find_checkpoint(args.checkpoint or args.work_dir)
     checkpoint = read_checkpoint(file)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = load_model(cfg, checkpoint, device)

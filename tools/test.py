@@ -36,9 +36,7 @@ def main() -> None:
     with launch.one_line_errors(ValueError, FileNotFoundError):
         cfg = launch.load_config(args.config, launch.parse_options(args.cfg_options))
         if not cfg.get('test_dataloader'):
-            raise ValueError(
-                f'{args.config} has no test set; see tools/evaluate_features.py'
-            )
+            raise ValueError(f'{args.config} has no test set; see tools/evaluate_features.py')
         cfg.launcher = args.launcher
         cfg.load_from = args.checkpoint
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'

@@ -33,9 +33,7 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=2,
-    dataset=dict(
-        data_root='{{$MCBEIT_DATA:data/demo/classification}}', pipeline=train_pipeline
-    ),
+    dataset=dict(data_root='{{$MCBEIT_DATA:data/demo/classification}}', pipeline=train_pipeline),
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1.5e-3))
 train_cfg = dict(max_epochs=max_epochs)

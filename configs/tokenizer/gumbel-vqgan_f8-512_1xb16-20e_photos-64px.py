@@ -33,7 +33,7 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='Adam', lr=2e-3, betas=(0.5, 0.9)),
+    optimizer=dict(type='Adam', lr=1e-3, betas=(0.9, 0.99)),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [dict(type='WarmupCosineLR', warmup=200, end=max_iters, by_epoch=False)]
