@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP = re.compile(
-    r'(?:Epoch|Iter)\(train\)\s+\[\s*(?P<at>\d+)\](?:\[\s*(?P<batch>\d+)/(?P<of>\d+)\])?'
+    r'(?:Epoch\(train\)\s+\[\s*(?P<epoch>\d+)\]|Iter\(train\) )\[\s*(?P<step>\d+)/(?P<of>\d+)\]'
 )
 SHOWN = ('eta', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1', 'images_per_s')
 
@@ -29,10 +29,19 @@ class Stage:
     minutes: float  # on 2 CPU cores, for the estimate of what is left
 
 
-def stages(out: Path, data: Path) -> list[Stage]:
+def precision() -> str:
+    """bf16 where the processor multiplies it in hardware (a GPU, or a CPU with AMX), else fp32."""
+    import torch
+
+    cpu = Path('/proc/cpuinfo')
+    fast = torch.cuda.is_available() or (cpu.is_file() and 'amx_bf16' in cpu.read_text())
+    return 'bf16' if fast else 'fp32'
+
+
+def stages(out: Path, data: Path, precision: str) -> list[Stage]:
     """The commands, in order; each could be typed by hand."""
     tokenizer, pretrain, scores = out / 'tokenizer', out / 'pretrain', out / 'features.json'
-    demo = ROOT / 'configs/demo'
+    demo, train = ROOT / 'configs/demo', ['train.py', '--precision', precision]
     rows = [
         (
             'data',
@@ -44,13 +53,13 @@ def stages(out: Path, data: Path) -> list[Stage]:
             'tokenizer',
             2.0,
             'a small Gumbel VQGAN learns the visual vocabulary',
-            ['train.py', demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
+            [*train, demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
         ),
         (
             'pretrain',
             5.0,
             'a small ViT predicts masked patches (mc-BEiT)',
-            ['train.py', demo / 'mcbeit_vit-micro-p16_demo.py', '--work-dir', pretrain],
+            [*train, demo / 'mcbeit_vit-micro-p16_demo.py', '--work-dir', pretrain],
         ),
         (
             'evaluate',
@@ -74,9 +83,8 @@ def short(line: str) -> str | None:
     match = STEP.search(line)
     if not match:
         return None
-    place = (
-        f'epoch {match["at"]}, step {match["batch"]}/{match["of"]}' if match['of'] else match['at']
-    )
+    epoch = f'epoch {match["epoch"]}, ' if match['epoch'] else ''
+    place = f'{epoch}step {match["step"]}/{match["of"]}'
     values = dict(re.findall(r'(\w+): (\S+)', line))
     return '  '.join([place, *(f'{key} {values[key]}' for key in SHOWN if key in values)])
 
@@ -118,7 +126,7 @@ def main() -> None:
         MCBEIT_DATA=f'{data}/classification',
         MCBEIT_TOKENIZER=f'{out}/tokenizer/tokenizer',
     )
-    todo = stages(out, data)
+    todo = stages(out, data, precision())
     start = time.monotonic()
     for i, stage in enumerate(todo):
         left = sum(s.minutes for s in todo[i:])

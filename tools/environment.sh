@@ -44,8 +44,9 @@ if [ -z "$environment" ] || [ -n "${PYTHON:-}" ]; then
   [ -x .venv/bin/python ] || make_venv
 fi
 version=$(version_of "$environment/bin/python")
+version=${version:-none that runs}
 is_supported "$version" ||
-  fail "Python 3.10, 3.11 or 3.12 is needed, $environment has ${version:-none that runs}; deactivate it"
+  fail "Python 3.10, 3.11 or 3.12 is needed, $environment has $version; deactivate it"
 if [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$version" ]; then
   fail ".venv has Python $version, which is not that of $PYTHON; delete .venv to change it"
 fi

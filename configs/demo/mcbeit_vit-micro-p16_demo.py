@@ -8,6 +8,7 @@ _base_ = '../pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
 max_epochs = 40
 grid = 8
+data_root = '{{$MCBEIT_DATA:data/demo/classification}}'
 
 model = dict(
     backbone=dict(
@@ -33,7 +34,7 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=2,
-    dataset=dict(data_root='{{$MCBEIT_DATA:data/demo/classification}}', pipeline=train_pipeline),
+    dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1.5e-3))
 train_cfg = dict(max_epochs=max_epochs)
@@ -42,3 +43,8 @@ param_scheduler[0].update(warmup=4, end=max_epochs)
 default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)
 )
+custom_hooks = [
+    dict(type='TokenizerIdentityHook'),
+    dict(type='ThroughputHook'),
+    dict(type='KNNHook', data=data_root, interval=10, layer=3, num_workers=0),
+]
