@@ -97,8 +97,8 @@ def _background(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     mean = crop.mean((0, 1))
     # The digits are light: the photograph is dimmed where it is bright, and smoothed where its
     # texture (standard deviation, of 255) is so strong that it would hide them.
-    contrast = rng.uniform(0.7, 1.0) * min(1.0, 42 / max(crop.std(), 1.0))
-    exposure = rng.uniform(0.75, 1.1) * min(1.0, 110 / max(mean @ LUMINANCE, 1.0))
+    contrast = rng.uniform(0.4, 0.8) * min(1.0, 42 / max(crop.std(), 1.0))
+    exposure = rng.uniform(0.6, 1.0) * min(1.0, 100 / max(mean @ LUMINANCE, 1.0))
     tinted = mean * exposure * rng.uniform(0.9, 1.1, 3)
     return np.clip((crop - mean) * contrast + tinted, 0, 255).astype(np.float32)
 
