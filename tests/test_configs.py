@@ -93,3 +93,18 @@ def test_readme_lists_every_config():
     listed = set(re.findall(r'configs/(?:pretrain|tokenizer)/([\w.-]+)\.py', readme))
     existing = {p.stem for p in CONFIGS if p.parent.name in ('pretrain', 'tokenizer')}
     assert listed == existing
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name == 'tokenizer'], ids=str)
+def test_tokenizer_name_agrees_with_content(path):
+    match = re.fullmatch(r'gumbel-vqgan_f(\d+)-(\d+)_(\d+)xb(\d+)-(\d+)k_photos-(\d+)px', path.stem)
+    stride, codes, gpus, batch, thousands, pixels = map(int, match.groups())
+    cfg = Config.fromfile(path)
+    assert 2 ** (len(cfg.model.ddconfig.ch_mult) - 1) == stride
+    assert cfg.model.n_embed == codes
+    assert cfg.train_dataloader.batch_size == batch
+    assert cfg.auto_scale_lr.base_batch_size == gpus * batch
+    iters = thousands * 1000
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == cfg.model.total_iters == iters
+    crop = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'RandomResizedCrop')
+    assert crop.scale == cfg.model.ddconfig.resolution == pixels

@@ -1,6 +1,6 @@
 """A small Gumbel VQGAN for the demo: 256 codes, 64-px views of the embedded data, on a CPU."""
 
-_base_ = '../tokenizer/gumbel-vqgan_f8-512_1xb16-20e_photos-64px.py'
+_base_ = '../tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'
 
 max_iters = 600
 
