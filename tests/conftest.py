@@ -11,6 +11,7 @@ os.environ.setdefault(
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 GOLDEN = Path(__file__).parent / 'golden'
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,13 @@ ROOT = Path(__file__).parent.parent
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_scope():
+    """Undo the scope that a Runner leaves behind: other tests build models without one."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 class Golden:

@@ -164,7 +164,7 @@ def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
 def test_an_error_is_one_line(tmp_path, folder):
     done = run_tool(tmp_path / 'none.pth', '--data', folder)
     assert done.returncode == 2
-    assert done.stderr.strip().split('\n')[-1].startswith('error: No checkpoint at')
+    assert done.stderr.strip().split('\n')[-1].startswith('error: no checkpoint ')
     assert 'Traceback' not in done.stderr and '| block' not in done.stdout
 
 
