@@ -107,8 +107,9 @@ def _draw_bars(axes: 'Axes', choice: MultiChoice, thumbnails: np.ndarray | None)
     axes.plot(x, choice.predicted, 'o', color=BLACK, markersize=4, label="the student's prediction")
     axes.set_xticks(x, [str(code) for code in choice.codes])
     axes.set_title('probability of the likeliest codes', fontsize=9)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7.5, frameon=False)
+    highest = max(choice.before.max(), choice.after.max(), choice.predicted.max())
+    axes.set_ylim(0, 1.25 * highest)  # the legend lies above the bars
+    axes.legend(fontsize=7.5, frameon=False, loc='upper center', ncols=3)
     _tidy(axes)
     if thumbnails is None:
         return

@@ -51,13 +51,13 @@ def stages(out: Path, data: Path, precision: str) -> list[Stage]:
         ),
         (
             'tokenizer',
-            2.0,
+            2.5,
             'a small Gumbel VQGAN learns the visual vocabulary',
             [*train, demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
         ),
         (
             'pretrain',
-            5.0,
+            6.5,
             'a small ViT predicts masked patches (mc-BEiT)',
             [*train, demo / 'mcbeit_vit-micro-p16_demo.py', '--work-dir', pretrain],
         ),
