@@ -141,6 +141,18 @@ def set_precision(cfg: Config, precision: str) -> None:
         cfg.optim_wrapper.pop(key, None)
 
 
+def scale_learning_rate(cfg: Config) -> None:
+    """Let MMEngine scale the learning rate by actual batch / the config's base_batch_size.
+
+    MMEngine leaves accumulated steps out of the actual batch, so they come off the base here.
+    """
+    if not cfg.get('auto_scale_lr'):
+        raise ValueError('the config has no auto_scale_lr.base_batch_size to scale from')
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    cfg.auto_scale_lr.enable = True
+    cfg.auto_scale_lr.base_batch_size /= accumulated
+
+
 def check_before_run(cfg: Config) -> None:
     """Find at once what would fail minutes later: data folders, weights, precision."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

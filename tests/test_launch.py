@@ -102,6 +102,15 @@ def test_precision(cfg, precision, kind):
     assert cfg.optim_wrapper.type == kind and 'loss_scale' not in cfg.optim_wrapper
 
 
+def test_learning_rate_scales_by_the_effective_batch(cfg):
+    cfg.optim_wrapper.accumulative_counts = 4
+    launch.scale_learning_rate(cfg)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=2048 / 4)
+    cfg.pop('auto_scale_lr')
+    with pytest.raises(ValueError, match='no auto_scale_lr'):
+        launch.scale_learning_rate(cfg)
+
+
 def test_errors_become_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop, launch.one_line_errors(ValueError):
         raise ValueError('two\nlines')

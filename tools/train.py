@@ -53,7 +53,7 @@ def main() -> None:
         if args.amp or args.precision:
             launch.set_precision(cfg, args.precision or 'fp16')
         if args.auto_scale_lr:
-            cfg.auto_scale_lr.enable = True
+            launch.scale_learning_rate(cfg)
         if args.resume:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume
