@@ -17,6 +17,7 @@ from . import (  # noqa: E402
     losses,
     mcbeit,
     optim,
+    safe_loading,
     tokenizers,
     transforms,
 )
@@ -29,6 +30,7 @@ __all__ = [
     'mcbeit',
     'mmcv_ops',
     'optim',
+    'safe_loading',
     'tokenizers',
     'transforms',
 ]

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
+from mmpretrain.datasets import CustomDataset
 
 # What Runner reads from the config beside its own arguments.
 RUNNER_KEYS = {
@@ -26,10 +27,6 @@ RUNNER_KEYS = {
 }
 
 
-class SetupError(ValueError):
-    """A mistake of the user's that shows only once the run is being started."""
-
-
 @contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print the given errors as one line and exit with 2; MCBEIT_TRACEBACK=1 shows where."""
@@ -39,7 +36,7 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         if os.environ.get('MCBEIT_TRACEBACK') == '1':
             raise
         text = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
-        if int(os.environ.get('RANK', 0)) == 0:
+        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
             print(f'error: {text}', file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -88,6 +85,11 @@ def check_option(cfg: Config, key: str) -> None:
         else:
             known = list(node) if isinstance(node, Config | ConfigDict | dict) else []
             arguments = _arguments(node, top=not walked)
+            if not isinstance(node, Config | ConfigDict | dict):
+                place = '.'.join(walked)
+                raise ValueError(
+                    f'--cfg-options {key}: {place} is {node!r} and has no key {part!r}'
+                )
             if arguments is not None and (part in arguments or '**' in arguments):
                 return
             near = difflib.get_close_matches(part, known + list(arguments or ()), n=3)
@@ -133,6 +135,17 @@ def find_checkpoint(path: str | Path) -> Path:
     return found
 
 
+def checkpoint_to_resume(work_dir: str, resume: str) -> str | None:
+    """What `--resume` means: a file, the newest of a work dir, or 'auto', which may start anew."""
+    if resume != 'auto':
+        return str(find_checkpoint(resume))
+    try:
+        return str(find_checkpoint(work_dir))
+    except FileNotFoundError:
+        print(f'nothing to resume in {work_dir}: starting from the beginning', file=sys.stderr)
+        return None
+
+
 def set_precision(cfg: Config, precision: str) -> None:
     """Choose 'fp32', 'fp16' or 'bf16' for the forward pass of any config."""
     kinds = dict(fp32='OptimWrapper', fp16='AmpOptimWrapper', bf16='Bf16OptimWrapper')
@@ -153,9 +166,10 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.base_batch_size /= accumulated
 
 
-def check_before_run(cfg: Config) -> None:
+def check_before_run(cfg: Config, testing: bool = False) -> None:
     """Find at once what would fail minutes later: data folders, weights, precision."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
+    for name in loaders:
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
     for key in ('load_from', 'resume_from'):
@@ -163,7 +177,8 @@ def check_before_run(cfg: Config) -> None:
         if path and '://' not in path and not Path(path).exists():
             raise FileNotFoundError(f'{key}: no file {path}')
     wrapper = cfg.get('optim_wrapper', {})
-    if wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+    amp = wrapper.get('type') == 'AmpOptimWrapper' and not testing
+    if amp and not torch.cuda.is_available():
         raise ValueError(
             'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
         )
@@ -181,6 +196,11 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
                 f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
                 f'--cfg-options {name}.dataset.data_root=FOLDER'
             )
+    if dataset.get('type') == 'CustomDataset' and not dataset.get('ann_file'):
+        extensions = inspect.signature(CustomDataset).parameters['extensions'].default
+        extensions = tuple(dataset.get('extensions', extensions))
+        if not any(file.suffix.lower() in extensions for file in folder.rglob('*')):
+            raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) below {folder}')
 
 
 def adapt_to_device(cfg: Config) -> None:

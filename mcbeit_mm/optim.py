@@ -17,6 +17,8 @@ from mmengine.optim.scheduler.param_scheduler import INF, _ParamScheduler
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
+from .errors import SetupError
+
 NO_DECAY = ('cls_token', 'pos_embed')
 
 
@@ -48,7 +50,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         settings = dict(layer_decay_rate=1.0, no_decay=NO_DECAY)
         unknown = set(self.paramwise_cfg) - set(settings)
         if unknown:
-            raise ValueError(
+            raise SetupError(
                 f'paramwise_cfg has unknown keys {sorted(unknown)}, known: {sorted(settings)}'
             )
         settings.update(self.paramwise_cfg)
@@ -114,8 +116,8 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         end: int = INF,
         **kwargs,
     ):
-        if not 0 <= warmup <= end or end == INF:
-            raise ValueError(
+        if end == INF or not 0 <= warmup <= end - kwargs.get('begin', 0):
+            raise SetupError(
                 f'warmup must lie in [0, end] and end must be given, got {warmup=} {end=}'
             )
         self.warmup, self.eta_min_ratio = warmup, eta_min_ratio

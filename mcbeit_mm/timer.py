@@ -44,6 +44,5 @@ class DeviceTimer:
         return total
 
     def __deepcopy__(self, memo: dict) -> 'DeviceTimer':
-        return (
-            DeviceTimer()
-        )  # CUDA events cannot be copied; a copy of the model measures for itself
+        # CUDA events cannot be copied; a copy of the model measures for itself.
+        return DeviceTimer()

@@ -35,8 +35,14 @@ def test_stages_name_files_that_exist(demo, tmp_path):
     assert sum(stage.minutes for stage in stages) <= 13
 
 
-def test_precision_is_one_that_train_py_takes(demo):
-    assert demo.precision() in ('fp32', 'bf16')
+@pytest.mark.parametrize(
+    'cuda, flags, expected',
+    [(True, '', 'bf16'), (False, 'avx2 amx_bf16', 'bf16'), (False, 'avx2', 'fp32')],
+)
+def test_bf16_only_where_the_hardware_has_it(demo, tmp_path, monkeypatch, cuda, flags, expected):
+    (tmp_path / 'cpuinfo').write_text(f'flags: {flags}')
+    monkeypatch.setattr('torch.cuda.is_available', lambda: cuda)
+    assert demo.precision(tmp_path / 'cpuinfo') == expected
 
 
 @pytest.mark.parametrize(

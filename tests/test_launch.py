@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from PIL import Image
 
 from mcbeit_mm import launch
 
@@ -17,6 +18,11 @@ CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1
 @pytest.fixture
 def cfg():
     return Config.fromfile(CONFIG)
+
+
+def one_photo(folder):
+    folder.mkdir(parents=True)
+    Image.new('RGB', (32, 32)).save(folder / 'photo.png')
 
 
 @pytest.mark.parametrize(
@@ -50,7 +56,7 @@ def test_known_options_arrive(option, value):
         ('optim_wrapper.optimizer.learning_rate=1', 'has no key'),
         ('train_cfg.max_epoch=3', 'did you mean max_epochs'),
         ('work_dirr=x', 'did you mean work_dir'),
-        ('model.head.omega.value=1', 'has no key'),
+        ('model.head.omega.value=1', 'is 0.2 and has no key'),
     ],
 )
 def test_misspelt_options_are_refused(option, hint):
@@ -76,7 +82,7 @@ def test_missing_data_folder(cfg, tmp_path):
     cfg.optim_wrapper.type = 'OptimWrapper'
     with pytest.raises(FileNotFoundError, match='MCBEIT_DATA'):
         launch.check_before_run(cfg)
-    (tmp_path / 'train').mkdir()
+    one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     launch.check_before_run(cfg)
     cfg.load_from = str(tmp_path / 'none.pth')
@@ -84,9 +90,40 @@ def test_missing_data_folder(cfg, tmp_path):
         launch.check_before_run(cfg)
 
 
+def test_folder_without_images(cfg, tmp_path):
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train/notes.txt').touch()
+    with pytest.raises(FileNotFoundError, match='no image .* below'):
+        launch.check_before_run(cfg)
+    one_photo(tmp_path / 'train/deep')
+    launch.check_before_run(cfg)
+
+
+def test_testing_asks_for_no_training_data(cfg):
+    launch.check_before_run(cfg, testing=True)
+
+
+def test_what_resume_means(tmp_path, capsys):
+    work = tmp_path / 'work'
+    assert launch.checkpoint_to_resume(str(work), 'auto') is None
+    assert 'nothing to resume' in capsys.readouterr().err
+    work.mkdir()
+    (work / 'epoch_1.pth').touch()
+    (work / 'epoch_2.pth').touch()
+    # As MMEngine writes it, but the folder has moved since.
+    (work / 'last_checkpoint').write_text('/old/place/epoch_1.pth')
+    assert launch.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_1.pth')
+    assert launch.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_1.pth')
+    assert launch.checkpoint_to_resume('x', str(work / 'epoch_2.pth')) == str(work / 'epoch_2.pth')
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        launch.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fp16 works on this machine')
 def test_fp16_without_gpu_is_refused(cfg, tmp_path):
-    (tmp_path / 'train').mkdir()
+    one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     with pytest.raises(ValueError, match='--precision bf16'):
         launch.check_before_run(cfg)
@@ -157,7 +194,7 @@ def test_user_errors_end_in_one_line(args, text):
 
 
 def test_missing_tokenizer_ends_in_one_line(tmp_path):
-    (tmp_path / 'train').mkdir()
+    one_photo(tmp_path / 'train')
     out = run(
         'tools/train.py', str(CONFIG), '--precision', 'fp32', '--work-dir', str(tmp_path / 'work'),
         MCBEIT_DATA=str(tmp_path), MCBEIT_TOKENIZER=str(tmp_path / 'nowhere'),

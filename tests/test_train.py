@@ -153,6 +153,7 @@ def test_two_processes_over_gloo_in_bf16_with_accumulation(folder, finished):
     [
         (['tools/dist_train.sh', 'x.py'], 'usage: bash tools/dist_train.sh'),
         (['tools/dist_train.sh', 'x.py', 'many'], "positive integer, got 'many'"),
+        (['tools/dist_train.sh', 'x.py', '2'], 'error: no config file x.py'),
         (['tools/dist_test.sh', 'x.py', 'y.pth'], 'usage: bash tools/dist_test.sh'),
         (['tools/slurm_train.sh', 'partition'], 'usage: '),
     ],
@@ -198,6 +199,9 @@ def test_launch_scripts_pass_everything_on(tmp_path, args, env, expected):
         (tmp_path / name).chmod(0o755)
     unset = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT', 'GPUS')
     clean = {k: v for k, v in os.environ.items() if k not in unset}
+    (tmp_path / 'c.py').touch()
+    args = [str(tmp_path / 'c.py') if word == 'c.py' else word for word in args]
+    expected = expected.replace(' c.py ', f' {tmp_path}/c.py ')
     env = dict(clean, **env, PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
     command = ['bash', *args]
     out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)

@@ -29,11 +29,10 @@ class Stage:
     minutes: float  # on 2 CPU cores, for the estimate of what is left
 
 
-def precision() -> str:
+def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
     """bf16 where the processor multiplies it in hardware (a GPU, or a CPU with AMX), else fp32."""
     import torch
 
-    cpu = Path('/proc/cpuinfo')
     fast = torch.cuda.is_available() or (cpu.is_file() and 'amx_bf16' in cpu.read_text())
     return 'bf16' if fast else 'fp32'
 

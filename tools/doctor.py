@@ -100,7 +100,7 @@ def check_scipy() -> Iterator[Line]:
     note = ''
     if numbers(version('scipy')) >= (1, 14):
         note = " (no interp2d: fine here; mmpretrain's and mmseg's own BEiT cannot resize tables)"
-    yield from check_distribution('scipy', '1.0', note)
+    yield from check_distribution('scipy', '1.11', note)
 
 
 def check_opencv() -> Iterator[Line]:

@@ -154,6 +154,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError("'random' needs --config")
     checkpoint = None if untrained else read_checkpoint(launch.find_checkpoint(args.checkpoint))
     model = launch.load_config(args.config).model if args.config else saved_model_config(checkpoint)
+    if not {'backbone', 'data_preprocessor'} <= set(model):
+        raise ValueError('that model has no backbone (a tokenizer?): give a pretraining run')
     views, size = (
         model['data_preprocessor'],
         args.img_size or model['backbone'].get('img_size', 224),

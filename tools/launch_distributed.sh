@@ -8,6 +8,10 @@ launch_distributed() {
       exit 2
       ;;
   esac
+  if [ ! -f "$2" ]; then # torchrun would bury the message of each process in its own report
+    echo "error: no config file $2" >&2
+    exit 2
+  fi
   local rendezvous
   if [ "${NNODES:-1}" -gt 1 ]; then
     # All machines must agree on the port, so it cannot be chosen here.

@@ -44,6 +44,7 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from mcbeit_mm import launch
+    from mcbeit_mm.errors import SetupError
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors(ValueError, FileNotFoundError):
@@ -56,11 +57,11 @@ def main() -> None:
             launch.scale_learning_rate(cfg)
         if args.resume:
             cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
+            cfg.load_from = launch.checkpoint_to_resume(cfg.work_dir, args.resume)
         launch.check_before_run(cfg)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)
-    with launch.one_line_errors(launch.SetupError):
+    with launch.one_line_errors(SetupError):
         runner.train()
 
 

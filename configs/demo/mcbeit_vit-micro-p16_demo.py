@@ -46,6 +46,7 @@ default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)
 )
 custom_hooks = [
+    dict(type='EpochSeedHook'),
     dict(type='TokenizerIdentityHook'),
     dict(type='ThroughputHook'),
     dict(type='KNNHook', data=data_root, interval=8, layer=3, num_workers=0),

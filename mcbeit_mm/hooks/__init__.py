@@ -1,8 +1,9 @@
 """Training hooks, one per file."""
 
+from .epoch_seed import EpochSeedHook
 from .knn import KNNHook
 from .tau_warmup import TauWarmupHook
 from .throughput import ThroughputHook
 from .tokenizer_identity import TokenizerIdentityHook
 
-__all__ = ['KNNHook', 'TauWarmupHook', 'ThroughputHook', 'TokenizerIdentityHook']
+__all__ = ['EpochSeedHook', 'KNNHook', 'TauWarmupHook', 'ThroughputHook', 'TokenizerIdentityHook']

@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from torch import Tensor, nn
 
+from ..errors import SetupError
 from ..evaluation import extract_features, folder_datasets, knn_accuracy, ordered_loader
-from ..launch import SetupError
 
 
 @HOOKS.register_module()

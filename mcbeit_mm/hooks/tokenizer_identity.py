@@ -5,7 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..launch import SetupError
+from ..errors import SetupError
 
 
 @HOOKS.register_module()
@@ -16,6 +16,10 @@ class TokenizerIdentityHook(Hook):
     of either. A file that only moved has the same sha256 and passes. Loading weights without
     resuming (`load_from`) just warns.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Hash the weights now: the file may be another one by the first checkpoint."""
+        _identity(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Write the identity."""

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from mcbeit_mm import evaluation
+from mcbeit_mm.errors import SetupError
 from mcbeit_mm.hooks.knn import KNNHook
-from mcbeit_mm.launch import SetupError
 from mcbeit_mm.mcbeit import MCBEiT
 from mcbeit_mm.tokenizers.base import Tokenizer
 

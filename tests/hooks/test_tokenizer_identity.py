@@ -4,10 +4,11 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch import nn
 
+from mcbeit_mm.errors import SetupError
 from mcbeit_mm.hooks import TokenizerIdentityHook
-from mcbeit_mm.launch import SetupError
 
 
 def runner_with(sha256: str, resume: bool):
@@ -41,3 +42,20 @@ def test_other_weights_only_warn_a_run_of_its_own():
     runner = runner_with('b' * 64, False)
     TokenizerIdentityHook().after_load_checkpoint(runner, saved('a' * 64))
     runner.logger.warning.assert_called_once()
+
+
+def test_the_weights_loaded_are_the_weights_recorded(tmp_path):
+    from test_mcbeit import TOKENIZER, tiny
+
+    from mcbeit_mm.checkpoint import sha256_of
+
+    file = tmp_path / 'tokenizer.pth'
+    torch.save(dict(state_dict=tiny().tokenizer.state_dict()), file)
+    loaded = sha256_of(file)
+    model = tiny(target_generator=TOKENIZER | dict(checkpoint=str(file)))
+    runner = SimpleNamespace(model=model)
+    hook, checkpoint = TokenizerIdentityHook(), dict(meta={})
+    hook.before_run(runner)
+    file.write_bytes(b'another file by now')
+    hook.before_save_checkpoint(runner, checkpoint)
+    assert checkpoint['meta']['tokenizer']['sha256'] == loaded

@@ -19,7 +19,7 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=128,
     num_workers=10,  # README
-    persistent_workers=True,
+    persistent_workers=False,  # new workers take the seeds of their epoch (EpochSeedHook)
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -1,0 +1,57 @@
+"""MMEngine's loader of local checkpoints, without its fall-back to running what they hold.
+
+MMEngine (onedl 0.10.12) retries a refused file with full unpickling, and on resume executes
+meta['config']. Importing this module replaces its loader for local files: `load_from`,
+`--resume` and `init_cfg=dict(type='Pretrained', ...)` then execute nothing.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .checkpoint import read_checkpoint
+from .errors import SetupError
+
+
+def _buffer_method(owner: type, name: str) -> object:
+    """Stand in for the getattr by which HistoryBuffer's pickles name their methods."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
+    return getattr(owner, name)
+
+
+def _allowed() -> list:
+    """What MMEngine's own checkpoints hold beside tensors: logs and NumPy numbers."""
+    core = getattr(np, '_core', None) or np.core
+    numbers = {type(np.dtype(kind)) for kind in ('?', 'i4', 'i8', 'u4', 'u8', 'f4', 'f8')}
+    functions = [core.multiarray.scalar, core.multiarray._reconstruct]
+    aliases = [
+        (function, f'numpy.{core_name}.multiarray.{function.__name__}')
+        for function in functions
+        for core_name in ('core', '_core')  # before and since NumPy 2
+    ]
+    getter = (_buffer_method, 'builtins.getattr')
+    return [HistoryBuffer, np.dtype, np.ndarray, *numbers, *aliases, getter]
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: str | None = None) -> dict:
+    """Load a checkpoint; foreign objects come back inert, see `checkpoint.read_checkpoint`."""
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+    if isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)  # MMEngine would execute it
+    return checkpoint
