@@ -73,7 +73,9 @@ class GumbelVQGANTrainer(BaseModel):
         start, end = self.temperature
         return start * (end / start) ** progress
 
-    def forward(self, inputs: Tensor, data_samples=None, mode: str = 'tensor'):
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor]:
         """Token logits of images (B, 3, H, W) in [0, 1]; the losses with mode='loss'."""
         x = 2 * inputs - 1
         return self.loss(x) if mode == 'loss' else self.vqgan.encode(x)
