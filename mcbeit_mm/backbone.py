@@ -58,20 +58,17 @@ class RelativePositionTable(nn.Module):
 class MCBEiTViT(BaseModule):
     """BEiT vision transformer whose patches can be replaced by a mask token.
 
-    Any input whose sides are multiples of the patch works: position tables are resized in
-    `forward`. `mask_token` exists only in the pretraining model (`out_type='raw'`), `fc_norm` only
-    with `'avg_featmap'`, `norm` with every other `out_type` unless `final_norm=False`
-    (segmentation reads un-normed features).
+    Any input whose sides are multiples of the patch works: tables are resized in `forward`.
+    `mask_token` exists only with `out_type='raw'` (pretraining), `fc_norm` only with
+    `'avg_featmap'`, `norm` with the others unless `final_norm=False` (segmentation).
 
     Args:
-        arch: 'small', 'base', 'large' or a dict(embed_dims, num_layers, num_heads,
-            feedforward_channels).
+        arch: a name or dict(embed_dims, num_layers, num_heads, feedforward_channels).
         img_size: side or (H, W) in pixels; sets the grid of the position tables.
         layer_scale_init_value: start of gamma_1 and gamma_2; 0 leaves layer scale out.
         rel_pos: one table for all blocks, one per block, or none.
         out_indices: blocks to return, negative counts from the end.
-        out_type: 'raw' (B, 1+L, D), 'cls_token' (B, D), 'featmap' (B, D, h, w), 'avg_featmap' (B,
-            D).
+        out_type: 'raw' (B, 1+L, D), 'featmap' (B, D, h, w), 'cls_token' or 'avg_featmap' (B, D).
         with_cp: recompute blocks in the backward pass to save memory.
     """
 
