@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     add('--k', type=int, default=20, help='neighbours of k-NN')
     add('--max-train', type=int, help='use this many training images, evenly spaced over classes')
     add('--batch-size', type=int, default=128)
-    add('--num-workers', type=int, default=4)
+    add('--num-workers', type=int, default=min(4, os.cpu_count() or 1))
     add('--device', help="default: 'cuda' if there is one, else 'cpu'")
     add('--bf16', action='store_true', help='extract features under bfloat16 autocast')
     add('--out', type=Path, help='also write the scores to this JSON file')
