@@ -17,11 +17,13 @@ def test_adds_up_and_resets():
         time.sleep(0.01)
     assert timer.pop() == 0.0  # idle until enabled
     timer.enabled = True
+    start = time.perf_counter()
     for _ in range(2):
         with timer.measure(CPU):
             time.sleep(0.02)
     time.sleep(0.05)
-    assert timer.pop() == pytest.approx(0.04, abs=0.02)
+    # A busy machine may sleep longer, but what lies outside of the blocks never counts.
+    assert 0.04 <= timer.pop() <= time.perf_counter() - start - 0.05
     assert timer.pop() == 0.0
     assert copy.deepcopy(timer).pop() == 0.0
 
