@@ -1,0 +1,122 @@
+"""How much memory a training step needs on a GPU, estimated on any machine.
+
+Counted: weights, gradients, AdamW's two moments, and every tensor that the forward pass keeps for
+the backward pass. Not counted: what kernels take for a moment, and the allocator's fragments.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .synthetic import training_batch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one training step on one device."""
+
+    weights: int
+    gradients: int
+    moments: int
+    fixed: int  # kept for the backward pass whatever the batch, such as position biases
+    per_image: int
+
+    def total(self, batch_size: int) -> int:
+        """Sum for a batch of so many images."""
+        return (
+            self.weights + self.gradients + self.moments + self.fixed + batch_size * self.per_image
+        )
+
+
+def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
+    """Estimate for a model of any of the three libraries and inputs of (H, W) pixels.
+
+    One and two images are passed forward; the difference is what an image costs. `half` counts
+    activations in two bytes, as fp16 or bf16 autocast keep them.
+    """
+    weights = list(model.parameters()) + list(model.buffers())
+    if hasattr(model, 'tokenizer'):
+        weights += list(model.tokenizer.parameters())
+    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    one, two = (_step_bytes(model, n, size, half) for n in (1, 2))
+    return MemoryEstimate(
+        weights=sum(map(_size, weights)),
+        gradients=trained,
+        moments=2 * trained,
+        fixed=max(0, 2 * one - two),
+        per_image=two - one,
+    )
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
+    """Bytes kept at the worst moment: checkpointing brings back one block at a time."""
+    saved = _saved_bytes(model, batch_size, size, half)
+    if not getattr(model.backbone, 'with_cp', False):
+        return saved
+    model.backbone.with_cp = False
+    plain = _saved_bytes(model, batch_size, size, half)
+    model.backbone.with_cp = True
+    return saved + (plain - saved) // model.backbone.num_layers
+
+
+def _saved_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
+    model.train()
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}  # by storage: views of one tensor count once
+
+    def keep(tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in own:
+            kept[pointer] = tensor
+        return tensor
+
+    batch = training_batch(model, batch_size, size)
+    with (
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast('cpu', torch.bfloat16, enabled=half),
+        _lean_attention(),
+    ):
+        losses = model(**batch, mode='loss')
+    size_of_all = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del losses
+    return size_of_all
+
+
+class _LeanAttention(torch.autograd.Function):
+    """Attention that keeps what the GPU's fused kernels keep: not the attention matrix."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        out = torch.empty_like(query)  # the values do not matter, the graph is never run
+        out.zero_()
+        ctx.save_for_backward(query, key, value, bias, out, out.new_empty(out.shape[:-1]).float())
+        return out
+
+
+@contextmanager
+def _lean_attention() -> Iterator[None]:
+    functional = torch.nn.functional
+    original = functional.scaled_dot_product_attention
+
+    def attention(query, key, value, attn_mask=None, **kwargs):
+        dtype = query.dtype
+        if torch.is_autocast_enabled('cpu'):
+            dtype = torch.get_autocast_dtype('cpu')
+        query, key, value = (t.to(dtype) for t in (query, key, value))
+        return _LeanAttention.apply(query, key, value, attn_mask)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
