@@ -1,30 +1,23 @@
-"""What the command-line tools share: checked overrides, early checks, one-line errors."""
+"""What the command-line tools share: reading configs, early checks, one-line errors."""
 
-import argparse
 import difflib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import mmengine.registry
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import Registry
-from mmengine.runner import Runner
+from mmengine.config import Config, ConfigDict
 from mmpretrain.datasets import CustomDataset
 
-# What Runner reads from the config beside its own arguments.
-RUNNER_KEYS = {
-    'activation_checkpointing',
-    'compile',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'sync_bn',
-}
+from .options import check_option, parse_options
+
+WEIGHTS_HINT = (
+    '; set MCBEIT_WEIGHTS=FILE (a checkpoint of pretraining), or to train from scratch '
+    '--cfg-options model.backbone.init_cfg=None'
+)
 
 
 @contextmanager
@@ -41,18 +34,11 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def parse_options(options: list[str]) -> dict:
-    """Parse `key=value` words as OpenMMLab's --cfg-options does."""
-    wrong = [option for option in options if '=' not in option]
-    if wrong:
-        raise ValueError(f'--cfg-options takes key=value, got {" ".join(wrong)}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='*', action=DictAction)
-    return parser.parse_args(['--options', *options]).options or {}
+def load_config(path: str, options: Sequence[str] = ()) -> Config:
+    """Read a config and apply `--cfg-options`, words of the form key=value.
 
-
-def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config, apply `--cfg-options`; FileNotFoundError or ValueError say what is wrong."""
+    FileNotFoundError and ValueError say what is wrong.
+    """
     if not Path(path).is_file():
         folder = Path(path).parent
         near = difflib.get_close_matches(
@@ -64,61 +50,11 @@ def load_config(path: str, options: dict | None = None) -> Config:
         cfg = Config.fromfile(path)
     except (TypeError, KeyError, AttributeError, SyntaxError) as error:  # a mistake in the file
         raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
-    for key in options or {}:
+    values = parse_options(options)
+    for key in values:
         check_option(cfg, key)
-    cfg.merge_from_dict(options or {})
+    cfg.merge_from_dict(values)
     return cfg
-
-
-def check_option(cfg: Config, key: str) -> None:
-    """ValueError unless the config has the dotted key or the class it goes to takes it."""
-    node, walked = cfg, []
-    for part in key.split('.'):
-        if isinstance(node, list | tuple):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ValueError(
-                    f'--cfg-options {key}: {".".join(walked)} has {len(node)} entries, no {part!r}'
-                )
-            node = node[int(part)]
-        elif isinstance(node, Config | ConfigDict | dict) and part in node:
-            node = node[part]
-        else:
-            known = list(node) if isinstance(node, Config | ConfigDict | dict) else []
-            arguments = _arguments(node, top=not walked)
-            if not isinstance(node, Config | ConfigDict | dict):
-                place = '.'.join(walked)
-                raise ValueError(
-                    f'--cfg-options {key}: {place} is {node!r} and has no key {part!r}'
-                )
-            if arguments is not None and (part in arguments or '**' in arguments):
-                return
-            near = difflib.get_close_matches(part, known + list(arguments or ()), n=3)
-            place = '.'.join(walked) or 'the config'
-            hint = f'; did you mean {", ".join(near)}?' if near else f'; it has {", ".join(known)}'
-            raise ValueError(f'--cfg-options {key}: {place} has no key {part!r}{hint}')
-        walked.append(part)
-
-
-def _arguments(node: object, top: bool) -> set[str] | None:
-    """Arguments of the class that a config node builds ('**': any); None if unknown."""
-    if top:
-        return set(inspect.signature(Runner.__init__).parameters) - {'self'} | RUNNER_KEYS
-    kind = node.get('type') if isinstance(node, ConfigDict | dict) else None
-    if isinstance(kind, str):
-        registries = vars(mmengine.registry).values()
-        found = (r.get(kind) for r in registries if isinstance(r, Registry))
-        kind = next((cls for cls in found if cls is not None), None)
-    if not inspect.isclass(kind):
-        return None
-    names: set[str] = set()
-    for cls in kind.__mro__:
-        if '__init__' not in vars(cls) or cls is object:
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return names - {'self'}
-    return names - {'self'} | {'**'}
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -166,16 +102,41 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.base_batch_size /= accumulated
 
 
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Save every test image with its prediction below a folder, by the task's own visualizer."""
+    folder = str(Path(folder).resolve())
+    hooks = dict(
+        mmpretrain=dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+        mmseg=dict(type='SegVisualizationHook', draw=True),
+        mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+    )
+    painters = dict(
+        mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer'
+    )
+    if cfg.default_scope not in hooks:
+        raise ValueError(f'--show-dir draws for {", ".join(hooks)}, not for {cfg.default_scope!r}')
+    cfg.default_hooks.visualization = hooks[cfg.default_scope]
+    cfg.visualizer = dict(
+        type=painters[cfg.default_scope],
+        name='predictions',
+        vis_backends=[dict(type='LocalVisBackend')],
+        save_dir=folder,
+    )
+
+
 def check_before_run(cfg: Config, testing: bool = False) -> None:
     """Find at once what would fail minutes later: data folders, weights, precision."""
     loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
     for name in loaders:
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
-    for key in ('load_from', 'resume_from'):
-        path = cfg.get(key)
+    weights = {key: cfg.get(key) for key in ('load_from', 'resume_from')}
+    if not testing:
+        init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+        weights['model.backbone.init_cfg.checkpoint'] = init_cfg.get('checkpoint')
+    for key, path in weights.items():
         if path and '://' not in path and not Path(path).exists():
-            raise FileNotFoundError(f'{key}: no file {path}')
+            raise FileNotFoundError(f'{key}: no file {path}{WEIGHTS_HINT * (key[0] == "m")}')
     wrapper = cfg.get('optim_wrapper', {})
     amp = wrapper.get('type') == 'AmpOptimWrapper' and not testing
     if amp and not torch.cuda.is_available():
@@ -196,6 +157,8 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
                 f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
                 f'--cfg-options {name}.dataset.data_root=FOLDER'
             )
+    if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
+        raise FileNotFoundError(f'{name}: no annotation file {root / dataset.ann_file}')
     if dataset.get('type') == 'CustomDataset' and not dataset.get('ann_file'):
         extensions = inspect.signature(CustomDataset).parameters['extensions'].default
         extensions = tuple(dataset.get('extensions', extensions))

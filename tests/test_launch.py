@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.registry import HOOKS, VISUALIZERS, init_default_scope
 from PIL import Image
 
 from mcbeit_mm import launch
@@ -23,54 +25,6 @@ def cfg():
 def one_photo(folder):
     folder.mkdir(parents=True)
     Image.new('RGB', (32, 32)).save(folder / 'photo.png')
-
-
-@pytest.mark.parametrize(
-    'option, value',
-    [
-        ('model.head.omega=0.5', 0.5),
-        ('model.backbone.with_cp=True', True),  # not in the config, but an argument of the class
-        ('model.backbone.init_cfg.checkpoint=x.pth', 'x.pth'),
-        ('param_scheduler.0.end=20', 20),
-        ('train_cfg.val_interval=2', 2),
-        ('optim_wrapper.accumulative_counts=4', 4),
-        ('optim_wrapper.optimizer.fused=True', True),
-        ('find_unused_parameters=True', True),
-        ('default_hooks.checkpoint.save_best=None', None),
-    ],
-)
-def test_known_options_arrive(option, value):
-    node = launch.load_config(str(CONFIG), launch.parse_options([option]))
-    for part in option.split('=')[0].split('.'):
-        node = node[int(part)] if isinstance(node, list) else node[part]
-    assert node == value
-
-
-@pytest.mark.parametrize(
-    'option, hint',
-    [
-        ('model.head.omgea=0.5', 'did you mean omega'),
-        ('model.bakbone.arch=small', 'did you mean backbone'),
-        ('modle.head.omega=1', 'did you mean model'),
-        ('param_scheduler.3.end=20', 'has 1 entries'),
-        ('optim_wrapper.optimizer.learning_rate=1', 'has no key'),
-        ('train_cfg.max_epoch=3', 'did you mean max_epochs'),
-        ('work_dirr=x', 'did you mean work_dir'),
-        ('model.head.omega.value=1', 'is 0.2 and has no key'),
-    ],
-)
-def test_misspelt_options_are_refused(option, hint):
-    with pytest.raises(ValueError, match=hint):
-        launch.load_config(str(CONFIG), launch.parse_options([option]))
-
-
-def test_option_without_value():
-    with pytest.raises(ValueError, match='takes key=value, got model.head.omega'):
-        launch.parse_options(['model.head.omega'])
-
-
-def test_lists_are_parsed():
-    assert launch.parse_options(['a=[1,2]', 'b=x', 'c=(3,4)']) == dict(a=[1, 2], b='x', c=(3, 4))
 
 
 def test_wrong_path_proposes_a_near_one():
@@ -201,3 +155,34 @@ def test_missing_tokenizer_ends_in_one_line(tmp_path):
     )  # fmt: skip
     assert out.returncode == 2
     assert 'nowhere' in out.stderr.splitlines()[-1] and 'Traceback' not in out.stderr
+
+
+def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
+    one_photo(tmp_path / 'train')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    launch.check_before_run(cfg)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='no file nowhere.pth; set MCBEIT_WEIGHTS=FILE'):
+        launch.check_before_run(cfg)
+    cfg.model.backbone.init_cfg = None
+    cfg.train_dataloader.dataset.ann_file = 'lists/train.txt'
+    with pytest.raises(FileNotFoundError, match=f'no annotation file {tmp_path}/lists/train.txt'):
+        launch.check_before_run(cfg)
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg', 'mmdet'])
+def test_predictions_are_drawn_by_the_tasks_own_hook(cfg, scope, tmp_path):
+    cfg.default_scope = scope
+    launch.draw_predictions(cfg, str(tmp_path / 'shown'))
+    init_default_scope(scope)
+    import_module(f'{scope}.engine.hooks')
+    import_module(f'{scope}.visualization')
+    visualizer = VISUALIZERS.build(cfg.visualizer)
+    hook = HOOKS.build(cfg.default_hooks.visualization)
+    assert hook._visualizer is visualizer
+    places = [vars(hook), *map(vars, visualizer._vis_backends.values())]
+    assert str(tmp_path / 'shown') in str(places)
+    cfg.default_scope = 'mmpose'
+    with pytest.raises(ValueError, match='not for'):
+        launch.draw_predictions(cfg, 'x')

@@ -30,7 +30,7 @@ def main() -> None:
     print(f'{"GiB":>7}  weights  gradients  AdamW  fixed  per image  batch  config')
     for path in args.configs:
         with launch.one_line_errors(ValueError, FileNotFoundError):
-            cfg = launch.load_config(path, launch.parse_options(args.cfg_options))
+            cfg = launch.load_config(path, args.cfg_options)
             init_default_scope(cfg.default_scope)
             model = revert_sync_batchnorm(MODELS.build(cfg.model))  # CPUs have no SyncBN
             side = cfg.model.backbone.get('img_size', 224)

@@ -1,6 +1,6 @@
 """Test a checkpoint with the metrics of its config.
 
-python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--cfg-options key=value ...]
+python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--work-dir DIR] [--cfg-options K=V ...]
 """
 
 import argparse
@@ -13,6 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='weights to test')
     parser.add_argument('--work-dir', help='logs; default work_dirs/<config name>')
+    parser.add_argument('--show-dir', help='draw the predictions on the test images, into here')
     parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values'
     )
@@ -35,12 +36,14 @@ def main() -> None:
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors(ValueError, FileNotFoundError):
-        cfg = launch.load_config(args.config, launch.parse_options(args.cfg_options))
+        cfg = launch.load_config(args.config, args.cfg_options)
         if not cfg.get('test_dataloader'):
             raise ValueError(f'{args.config} has no test set; see tools/evaluate_features.py')
         cfg.launcher = args.launcher
         cfg.load_from = str(launch.find_checkpoint(args.checkpoint))
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        if args.show_dir:
+            launch.draw_predictions(cfg, args.show_dir)
         launch.check_before_run(cfg, testing=True)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)

@@ -48,7 +48,7 @@ def main() -> None:
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors(ValueError, FileNotFoundError):
-        cfg = launch.load_config(args.config, launch.parse_options(args.cfg_options))
+        cfg = launch.load_config(args.config, args.cfg_options)
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
         if args.amp or args.precision:
