@@ -12,8 +12,10 @@ mmcv_ops.install()  # before anything imports mmcv.ops
 
 from . import (  # noqa: E402
     backbone,
+    detection,
     head,
     hooks,
+    linear_probe,
     losses,
     mcbeit,
     optim,
@@ -24,8 +26,10 @@ from . import (  # noqa: E402
 
 __all__ = [
     'backbone',
+    'detection',
     'head',
     'hooks',
+    'linear_probe',
     'losses',
     'mcbeit',
     'mmcv_ops',

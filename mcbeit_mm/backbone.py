@@ -6,43 +6,23 @@ checkpoints.
 Source: lixiaotong97/mc-BEiT@37489a1 modeling_pretrain.py, modeling_finetune.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
-from timm.models.beit import Attention, Block
+from timm.layers import PatchEmbed, calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
+from .fitting import PretrainedMixin, adapt_on_load
+from .position_fitting import fit_vit, stretch_pos_embed
 from .rel_pos import Grid, num_table_rows, table_to_bias
 
-ARCHS = {
-    'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
-    'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
-    'large': dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
-}
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 REL_POS = ('shared', 'per_block', 'none')
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
-
-
-class BiasedAttention(Attention):
-    """timm's BEiT attention with the position bias handed in, built once for any grid."""
-
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N) or None."""
-        batch, num_tokens, _ = x.shape
-        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        q, k, v = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if shared_rel_pos_bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
-            shared_rel_pos_bias = shared_rel_pos_bias.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=shared_rel_pos_bias)
-        return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
 
 
 class RelativePositionTable(nn.Module):
@@ -55,7 +35,7 @@ class RelativePositionTable(nn.Module):
 
 
 @MODELS.register_module()
-class MCBEiTViT(BaseModule):
+class MCBEiTViT(PretrainedMixin, BaseModule):
     """BEiT vision transformer whose patches can be replaced by a mask token.
 
     Any input whose sides are multiples of the patch works: tables are resized in `forward`.
@@ -71,6 +51,8 @@ class MCBEiTViT(BaseModule):
         out_type: 'raw' (B, 1+L, D), 'featmap' (B, D, h, w), 'cls_token' or 'avg_featmap' (B, D).
         with_cp: recompute blocks in the backward pass to save memory.
     """
+
+    fresh_parameters = ('fc_norm.', 'norm.', 'mask_token', 'pos_embed')
 
     def __init__(
         self,
@@ -89,9 +71,9 @@ class MCBEiTViT(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg=init_cfg)
-        sizes = _arch_sizes(arch)
-        _check_choice('out_type', out_type, OUT_TYPES)
-        _check_choice('rel_pos', rel_pos, REL_POS)
+        sizes = arch_sizes(arch)
+        check_choice('out_type', out_type, OUT_TYPES)
+        check_choice('rel_pos', rel_pos, REL_POS)
         self.embed_dims, self.num_layers, num_heads = (
             sizes[key] for key in ('embed_dims', 'num_layers', 'num_heads')
         )
@@ -112,48 +94,33 @@ class MCBEiTViT(BaseModule):
         )
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.num_layers)
         self.blocks = nn.ModuleList(
-            self._make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
+            make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
         )
+        if rel_pos == 'per_block':
+            for block in self.blocks:
+                table = torch.zeros(num_table_rows(self.grid), num_heads)
+                block.attn.relative_position_bias_table = nn.Parameter(table)
         pooled = out_type == 'avg_featmap'
         self.norm = LayerNorm(dims) if final_norm and not pooled else nn.Identity()
         self.fc_norm = LayerNorm(dims) if pooled else None
         self._initialize()
-        self.register_load_state_dict_pre_hook(_drop_index_buffers)
+        self.register_load_state_dict_pre_hook(adapt_on_load)
 
-    def _make_block(self, sizes: dict, drop_path: float, layer_scale: float) -> Block:
-        dims, num_heads = sizes['embed_dims'], sizes['num_heads']
-        block = Block(
-            dims,
-            num_heads,
-            qkv_bias=True,
-            mlp_ratio=sizes['feedforward_channels'] / dims,
-            drop_path=drop_path,
-            init_values=layer_scale or None,
-            norm_layer=LayerNorm,
-        )
-        block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
-        if self.rel_pos == 'per_block':
-            table = torch.zeros(num_table_rows(self.grid), num_heads)
-            block.attn.relative_position_bias_table = nn.Parameter(table)
-        return block
-
-    @torch.no_grad()
     def _initialize(self) -> None:
         """Initialise as the authors: only pretraining cuts its normal at one sigma."""
         pretraining = self.mask_token is not None
         cut = 0.02 if pretraining else 2.0
         init = partial(nn.init.trunc_normal_, std=0.02, a=-cut, b=cut)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) or (pretraining and isinstance(module, nn.Conv2d)):
-                init(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_layers(self, init, (nn.Linear, nn.Conv2d) if pretraining else (nn.Linear,))
         for token in (self.cls_token, self.mask_token, self.pos_embed):
             if token is not None:
                 init(token)
-        for depth, block in enumerate(self.blocks, start=1):
-            block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
-            block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
+
+    def fit_state(
+        self, state: Mapping[str, Tensor], source_grid: Grid | None = None
+    ) -> dict[str, Tensor]:
+        """Fit official weights to this kind of table and grid, see `position_fitting.fit_vit`."""
+        return fit_vit(self, state, source_grid)
 
     def patch_grid(self, height: int, width: int) -> Grid:
         """Patch grid (h, w) of an image; ValueError if the patch does not divide it."""
@@ -188,7 +155,7 @@ class MCBEiTViT(BaseModule):
             x = torch.where(mask.bool().unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         if self.pos_embed is not None:
-            x = x + resample_abs_pos_embed(self.pos_embed, grid, self.grid)
+            x = x + stretch_pos_embed(self.pos_embed, self.grid, grid)
         return x
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -218,31 +185,9 @@ class MCBEiTViT(BaseModule):
         return patches.transpose(1, 2).reshape(len(x), -1, *grid)
 
 
-def _drop_index_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """Official checkpoints store the position index, which is a function of the grid."""
-    for key in [key for key in state_dict if key.endswith('relative_position_index')]:
-        if key.startswith(prefix):
-            del state_dict[key]
-
-
-def _arch_sizes(arch: str | dict) -> dict:
-    if isinstance(arch, str):
-        _check_choice('arch', arch, tuple(ARCHS))
-        return ARCHS[arch]
-    missing = set(ARCHS['base']) - set(arch)
-    if missing:
-        raise ValueError(f'arch {dict(arch)} lacks {sorted(missing)}')
-    return arch
-
-
 def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     wrong = [i for i in indices if not -num_layers <= i < num_layers]
     if wrong:
         raise ValueError(f'out_indices {wrong} lie outside the {num_layers} blocks')
     return tuple(sorted(i % num_layers for i in indices))
-
-
-def _check_choice(name: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f'{name} is {value!r}, expected one of {choices}')

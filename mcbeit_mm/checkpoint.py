@@ -1,55 +1,23 @@
-"""Checkpoints: reading them without running code from the file."""
+"""Checkpoints: reading them without running code from the file, loading, renaming."""
 
 import hashlib
+import json
 import os
-import pickle
-import re
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from . import fitting, weight_names
+from .inert_pickle import load_inert, reason
+from .rel_pos import Grid
 
 WRAPPER_KEYS = ('state_dict', 'model', 'module')
-# Foreign objects become stubs, but these hold tensors: dropping them would lose weights silently.
-TENSOR_GLOBALS = ('torch._utils.', 'torch._tensor.', 'torch.nested.', 'torch.distributed.tensor.')
 RESAVE = "re-save it where it was made as torch.save({'state_dict': model.state_dict()}, path)"
-
-_registry_lock = threading.Lock()
-
-
-class _Inert:
-    """Stand-in for a foreign class or function: takes anything, keeps nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __repr__(self) -> str:
-        return f'<unread {type(self).__qualname__}>'
-
-
-class _InertDict:
-    """Stand-in for a foreign subclass of dict: torch fills plain dictionaries only."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
-        return OrderedDict()
-
-
-class _InertList:
-    """Stand-in for a foreign subclass of list: torch fills plain lists only."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> list:
-        return []
+DEEPSPEED_FILE = 'mp_rank_00_model_states.pt'
+HF_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
@@ -61,30 +29,19 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
     Args:
         path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without
-            foreign objects) or a ``.safetensors`` file, which gives the bare state dict.
+            foreign objects), a ``.safetensors`` file, which gives the bare state dict, or a
+            folder of DeepSpeed (not of ZeRO stage 3) or Hugging Face.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, a damaged file, or content that only running code could restore.
+        ValueError: another folder, a damaged file, or content that only code could restore.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder; give the checkpoint file inside it')
     if not path.exists():
         raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')
-    path.open('rb').close()  # a file that may not be read is not a damaged one
-    read = _read_safetensors if path.suffix == '.safetensors' else _read_torch
-    try:
-        checkpoint = read(path)
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # damaged bytes make the parsers raise almost anything
-        raise ValueError(
-            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {_reason(error)}. '
-            f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds {checkpoint!r:.200}, expected a dict; {RESAVE}')
+    checkpoint: dict = {}
+    for file in _files_of_folder(path) if path.is_dir() else [path]:
+        checkpoint |= _read_file(file)
     return checkpoint
 
 
@@ -111,6 +68,60 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def is_wrapped(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the tensors lie under a key that MMEngine does not look at (`model`, `module`)."""
+    keys = (key for key in WRAPPER_KEYS if _holds_tensors(checkpoint.get(key)))
+    return next(keys, 'state_dict') != 'state_dict'
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | os.PathLike | Mapping[str, Any],
+    min_match: float = 0.9,
+    source_grid: Grid | None = None,
+) -> fitting.LoadReport:
+    """Load weights of any known naming into a backbone or a model that has one.
+
+    A shared position table is copied to the blocks that want their own, position tables and
+    embeddings are resized. A head is loaded where the model has one of the same shape.
+
+    Args:
+        source: a path for `read_checkpoint`, or a checkpoint already read.
+        min_match: smallest share of the backbone's tensors that must be found; those that start
+            fresh by design (`fresh_parameters`) do not count.
+        source_grid: patch grid (h, w) of the source, where its tables do not tell.
+
+    Raises:
+        SetupError: fewer tensors fit.
+        ValueError: unreadable or ambiguous weights, or a table of unknown grid.
+    """
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
+    report = fitting.load_state(model, state_dict_of(checkpoint), min_match, source_grid)
+    name = 'weights' if isinstance(source, Mapping) else source
+    print_log(f'{name}: {report}', logger='current')
+    return report
+
+
+def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, Tensor]:
+    """Rename weights of any known naming, without loss; prefixes and index buffers go.
+
+    Args:
+        state_dict: see `weight_names` for what is known; other names stay as they are.
+        to: 'mcbeit' (official names), 'timm' (the same, and a copy of a shared position table for
+            each block, since timm's models have one per block) or 'hf' (as stored in files).
+    """
+    if to not in ('mcbeit', 'timm', 'hf'):
+        raise ValueError(f"to is {to!r}, expected 'mcbeit', 'timm' or 'hf'")
+    official = weight_names.to_official(state_dict)
+    state = weight_names.drop_copied_tables(official.backbone | official.heads)
+    state = {k: v for k, v in state.items() if not k.endswith(weight_names.INDEX)}
+    if to == 'timm':
+        state = weight_names.copy_shared_table(state)
+    elif to == 'hf':
+        state = weight_names.to_hf(state)
+    return state | official.rest
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -127,67 +138,51 @@ def _holds_tensors(value: Any) -> bool:
     )
 
 
+def _files_of_folder(folder: Path) -> list[Path]:
+    """Files that together are the checkpoint of a DeepSpeed or Hugging Face folder."""
+    latest = folder / 'latest'
+    tagged = folder / Path(latest.read_text().strip()).name if latest.is_file() else folder
+    states = sorted(tagged.glob('*mp_rank_*_model_states.pt'))
+    if states:
+        if [file.name for file in states] != [DEEPSPEED_FILE]:
+            raise ValueError(
+                f'{tagged} holds weights split over {len(states)} files ({states[0].name}, ...): '
+                'join them with the zero_to_fp32.py that DeepSpeed put beside them'
+            )
+        return states
+    for name in HF_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f'{name}.index.json'
+        if index.is_file():
+            shards = set(json.loads(index.read_text())['weight_map'].values())
+            return [folder / Path(shard).name for shard in sorted(shards)]
+    raise ValueError(
+        f'{folder} is a folder without a checkpoint of DeepSpeed ({DEEPSPEED_FILE}) or '
+        f'Hugging Face ({", ".join(HF_FILES)}); give the checkpoint file inside it'
+    )
+
+
+def _read_file(path: Path) -> dict:
+    path.open('rb').close()  # a file that may not be read is not a damaged one
+    read = _read_safetensors if path.suffix == '.safetensors' else load_inert
+    try:
+        checkpoint = read(path)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # damaged bytes make the parsers raise almost anything
+        raise ValueError(
+            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
+            f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds {checkpoint!r:.200}, expected a dict; {RESAVE}')
+    return checkpoint
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError(f'{path} needs: pip install safetensors') from error
     return load_file(path)
-
-
-def _read_torch(path: Path) -> Any:
-    with _registry_lock, _empty_registry():
-        stubs = {name: _stub(name, _Inert) for name in _foreign_globals(path)}
-        while True:
-            allowed = [(stub, name) for name, stub in stubs.items()]
-            try:
-                with torch.serialization.safe_globals(allowed):
-                    return torch.load(path, map_location='cpu', weights_only=True)
-            except pickle.UnpicklingError as error:
-                if not _turn_into_container(stubs, str(error)):
-                    raise
-
-
-def _foreign_globals(path: Path) -> list[str]:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # not a zip file; torch.load names the first foreign global it meets
-        return []
-    for name in names:
-        if name.startswith(TENSOR_GLOBALS):
-            raise ValueError(f'it holds tensors of a kind that is not read here ({name})')
-    return names
-
-
-@contextmanager
-def _empty_registry() -> Iterator[None]:
-    """Forget what other libraries registered as safe: real classes must not be called."""
-    registered = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        yield
-    finally:
-        torch.serialization.add_safe_globals(registered)
-
-
-def _stub(name: str, base: type) -> type:
-    return type(name, (base,), {'__qualname__': name, '__module__': __name__})
-
-
-def _turn_into_container(stubs: dict[str, type], message: str) -> bool:
-    """Replace the stub that torch refused to fill by a dict or list; False if there is none."""
-    for name, stub in stubs.items():
-        if repr(stub) in message and issubclass(stub, _Inert):
-            base = _InertDict if 'SETITEM' in message else _InertList
-            stubs[name] = _stub(name, base)
-            return True
-    return False
-
-
-def _reason(error: Exception) -> str:
-    """Say what is wrong without torch's advice to load the file unsafely."""
-    message = str(error)
-    if refused := re.search(r'GLOBAL (\S+)', message):
-        return f'it refers to {refused[1]}, which is not data and will not be run'
-    message = message.split('WeightsUnpickler error:')[-1].strip().split('\n')[0]
-    return f'{type(error).__name__}: {message[:200]}'

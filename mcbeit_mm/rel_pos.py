@@ -50,26 +50,51 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     if source == target:
         return table
     offsets, cls_rows = table[:-NUM_CLS_ROWS], table[-NUM_CLS_ROWS:]
-    heads = table.shape[1]
+    return torch.cat([_resize_offsets(offsets, source, target), cls_rows])
+
+
+def resize_detection_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Resize a table without class-token rows as the authors' detection code does.
+
+    It searches the ratio at every size. Towards an equal or smaller grid the search stops at
+    q = 1.01, so the result is neither the identity nor a shrunken table but a stretched crop.
+    Source: lixiaotong97/mc-BEiT@37489a1 detection.
+    """
+    return _resize_offsets(table, source, target, always_geometric=True)
+
+
+def _resize_offsets(
+    offsets: Tensor, source: Grid, target: Grid, always_geometric: bool = False
+) -> Tensor:
+    heads = offsets.shape[1]
+    rows, cols = (
+        axis_matrix(s, t, offsets.device, offsets.dtype, always_geometric)
+        for s, t in zip(source, target, strict=True)
+    )
     offsets = offsets.view(2 * source[0] - 1, 2 * source[1] - 1, heads)
-    rows = axis_matrix(source[0], target[0], table.device, table.dtype)
-    cols = axis_matrix(source[1], target[1], table.device, table.dtype)
-    offsets = torch.einsum('as,bt,sth->abh', rows, cols, offsets)
-    return torch.cat([offsets.reshape(-1, heads), cls_rows])
+    return torch.einsum('as,bt,sth->abh', rows, cols, offsets).reshape(-1, heads)
 
 
 @lru_cache(maxsize=64)
-def axis_matrix(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def axis_matrix(
+    source: int,
+    target: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    always_geometric: bool = False,
+) -> Tensor:
     """Interpolation matrix of one axis, (2 * target - 1, 2 * source - 1), rows sum to 1.
 
     Source offsets sit at 0, +-1, +-(1 + q), +-(1 + q + q^2), ... so that near offsets keep their
     spacing and the outermost reaches the target's outermost. A smaller target takes evenly spaced
-    sources instead: the authors' ratio search stops at q = 1.01 there and would crop the table.
+    sources instead, unless `always_geometric`: the authors' ratio search stops at q = 1.01 there
+    and crops the table.
     """
     if source == 1:
         matrix = np.ones((2 * target - 1, 1))
     else:
-        positions = _source_positions(source, target)
+        evenly = target <= source and not always_geometric
+        positions = (_even_positions if evenly else _geometric_positions)(source, target)
         wanted = np.arange(-(target - 1), target, dtype=float)
         degree = min(3, 2 * source - 2)
         spline = make_interp_spline(positions, np.eye(2 * source - 1), k=degree)
@@ -78,9 +103,11 @@ def axis_matrix(source: int, target: int, device: torch.device, dtype: torch.dty
         return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 
-def _source_positions(source: int, target: int) -> np.ndarray:
-    if target <= source:
-        return np.linspace(-(target - 1), target - 1, 2 * source - 1)
+def _even_positions(source: int, target: int) -> np.ndarray:
+    return np.linspace(-(target - 1), target - 1, 2 * source - 1)
+
+
+def _geometric_positions(source: int, target: int) -> np.ndarray:
     low, high = 1.01, 1.5
     # Bisection to 1e-6, as the authors': the sum 1 + q + ... over the source's half width is the
     # target's.

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .checkpoint import read_checkpoint
+from .checkpoint import is_wrapped, read_checkpoint, state_dict_of
 from .errors import SetupError
 
 
@@ -40,18 +40,30 @@ def _allowed() -> list:
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
-    """Load a checkpoint; foreign objects come back inert, see `checkpoint.read_checkpoint`."""
+    """Load a checkpoint; foreign objects come back inert, see `checkpoint.read_checkpoint`.
+
+    It also reads folders and safetensors, and gives weights under `model` or `module`, as the
+    authors' files have them, the key `state_dict`, which is all that MMEngine looks at.
+    """
     path = Path(filename).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        with torch.serialization.safe_globals(_allowed()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        try:
-            checkpoint = read_checkpoint(path)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+        checkpoint = _load(path, map_location)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+    if is_wrapped(checkpoint):
+        checkpoint['state_dict'] = state_dict_of(checkpoint)
     if isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)  # MMEngine would execute it
     return checkpoint
+
+
+def _load(path: Path, map_location: str | None) -> dict:
+    if path.is_dir() or path.suffix == '.safetensors':
+        return read_checkpoint(path)
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        return read_checkpoint(path)

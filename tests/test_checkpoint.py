@@ -1,6 +1,7 @@
 import argparse
 import collections
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcbeit_mm.checkpoint import read_checkpoint, sha256_of, state_dict_of
+from mcbeit_mm.checkpoint import is_wrapped, read_checkpoint, sha256_of, state_dict_of
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.tensor([1, -2])}
 
@@ -196,6 +197,70 @@ def test_not_a_checkpoint(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='missing.pth'):
         read_checkpoint(tmp_path / 'missing.pth')
+
+
+def test_deepspeed_folder(tmp_path):
+    torch.save(
+        {'module': WEIGHTS, 'args': argparse.Namespace(lr=1.0)},
+        tmp_path / 'mp_rank_00_model_states.pt',
+    )
+    assert_weights(state_dict_of(read_checkpoint(tmp_path)))
+    run = tmp_path / 'run'
+    (run / 'checkpoint-3').mkdir(parents=True)
+    (run / 'latest').write_text('checkpoint-3\n')
+    states = tmp_path / 'mp_rank_00_model_states.pt'
+    states.rename(run / 'checkpoint-3' / states.name)
+    (run / 'checkpoint-3' / 'zero_pp_rank_0_mp_rank_00_optim_states.pt').touch()
+    assert_weights(state_dict_of(read_checkpoint(run)))
+    (run / 'latest').write_text('/etc/checkpoint-3')  # the tag is a name, never a path
+    assert_weights(state_dict_of(read_checkpoint(run)))
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['zero_pp_rank_0_mp_rank_00_model_states.pt', 'zero_pp_rank_1_mp_rank_00_model_states.pt'],
+        ['mp_rank_00_model_states.pt', 'mp_rank_01_model_states.pt'],
+    ],
+)
+def test_split_deepspeed_weights(tmp_path, names):
+    for name in names:
+        torch.save({'module': WEIGHTS}, tmp_path / name)
+    with pytest.raises(ValueError, match=r'zero_to_fp32\.py'):
+        read_checkpoint(tmp_path)
+
+
+def test_hugging_face_folder(tmp_path):
+    torch.save(WEIGHTS, tmp_path / 'pytorch_model.bin')
+    assert_weights(read_checkpoint(tmp_path))
+    safetensors = pytest.importorskip('safetensors.torch')
+    sharded = tmp_path / 'sharded'
+    sharded.mkdir()
+    weight_map = {}
+    for i, (name, tensor) in enumerate(WEIGHTS.items()):
+        weight_map[name] = f'model-{i}.safetensors'
+        safetensors.save_file({name: tensor}, sharded / weight_map[name])
+    index = sharded / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': weight_map}))
+    assert_weights(read_checkpoint(sharded))
+    (sharded / 'model-1.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match=r'model-1\.safetensors'):
+        read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize('name', ['mp_rank_00_model_states.pt', 'pytorch_model.bin'])
+def test_hostile_folder_runs_nothing(tmp_path, name):
+    sentinel = tmp_path / 'sentinel'
+    content = {'module': WEIGHTS, 'payload': payloads(sentinel)['builtins.exec']}
+    torch.save(content, tmp_path / name)
+    assert_weights(state_dict_of(read_checkpoint(tmp_path)))
+    assert not sentinel.exists()
+
+
+def test_is_wrapped():
+    assert is_wrapped({'model': WEIGHTS}) and is_wrapped({'module': WEIGHTS, 'state_dict': {}})
+    assert not is_wrapped(WEIGHTS) and not is_wrapped({'state_dict': WEIGHTS, 'model': WEIGHTS})
+    assert not is_wrapped({'epoch': 1})
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from conftest import relative_error
 
 from mcbeit_mm.rel_pos import (
     axis_matrix,
     num_table_rows,
     position_index,
+    resize_detection_table,
     resize_table,
     table_to_bias,
 )
@@ -66,12 +68,31 @@ def test_resizing_equals_a_direct_spline():
     """The matrix product is the tensor-product spline that the authors' interp2d evaluates."""
     from scipy.interpolate import RectBivariateSpline
 
-    from mcbeit_mm.rel_pos import _source_positions
+    from mcbeit_mm.rel_pos import _geometric_positions
 
     table = torch.randn(num_table_rows((4, 4)), 2, dtype=torch.float64)
     out = resize_table(table, (4, 4), (6, 6))[:-3].view(11, 11, 2)
-    at, wanted = _source_positions(4, 6), range(-5, 6)
+    at, wanted = _geometric_positions(4, 6), range(-5, 6)
     for head in range(2):
         spline = RectBivariateSpline(at, at, table[:-3, head].view(7, 7).numpy(), kx=3, ky=3)
         expected = torch.from_numpy(spline(wanted, wanted))
         torch.testing.assert_close(out[..., head], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('number', range(3))
+def test_detection_tables_equal_the_authors_at_any_size(golden, number):
+    g = golden('det_convert')
+    source, target = g.sizes['interp_src'], g.sizes['interp_dst'][number]
+    out = resize_detection_table(g['interp/src'], (source, source), (target, target))
+    assert relative_error(out, g[f'interp/dst{number}']) < 1e-5
+
+
+def test_growing_tables_equal_the_authors(golden):
+    g = golden('finetune_convert')
+    source, target = (g.sizes[key] // g.sizes['patch_size'] for key in ('src_img', 'large_img'))
+    assert target > source
+    for name, expected in g.group('large').items():
+        if name.endswith('relative_position_bias_table'):
+            shared = g['ckpt/rel_pos_bias.relative_position_bias_table']
+            out = resize_table(shared, (source, source), (target, target))
+            assert relative_error(out, expected) < 1e-5

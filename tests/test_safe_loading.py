@@ -1,5 +1,6 @@
 """MMEngine's loading executes nothing once mcbeit_mm is imported, and still resumes."""
 
+import argparse
 import os
 
 import numpy as np
@@ -70,3 +71,38 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / 'cut.pth').write_bytes(data[: len(data) // 2])
     with pytest.raises(SetupError, match='cut short'):
         _load_checkpoint(str(tmp_path / 'cut.pth'))
+
+
+@pytest.mark.parametrize('wrapper', ['model', 'module'])
+def test_wrapped_weights_are_handed_on_as_state_dict(tmp_path, wrapper):
+    content = {wrapper: {'w': torch.ones(2)}, 'args': argparse.Namespace(lr=1.0), 'epoch': 3}
+    torch.save(content, tmp_path / 'x.pth')
+    loaded = _load_checkpoint(str(tmp_path / 'x.pth'), map_location='cpu')
+    assert torch.equal(loaded['state_dict']['w'], torch.ones(2)) and loaded['epoch'] == 3
+
+
+def test_folders_and_safetensors(tmp_path):
+    folder = tmp_path / 'deepspeed'
+    folder.mkdir()
+    torch.save({'module': {'w': torch.ones(2)}}, folder / 'mp_rank_00_model_states.pt')
+    assert torch.equal(_load_checkpoint(str(folder))['state_dict']['w'], torch.ones(2))
+    with pytest.raises(SetupError, match='folder'):
+        _load_checkpoint(str(tmp_path))
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file({'w': torch.ones(2)}, tmp_path / 'x.safetensors')
+    assert torch.equal(_load_checkpoint(str(tmp_path / 'x.safetensors'))['w'], torch.ones(2))
+
+
+def test_init_cfg_of_any_module_takes_wrapped_weights(tmp_path):
+    from mmengine.model import BaseModule
+
+    class Plain(BaseModule):
+        def __init__(self, init_cfg):
+            super().__init__(init_cfg)
+            self.w = torch.nn.Parameter(torch.zeros(2))
+
+    content = {'model': {'w': torch.ones(2)}, 'args': argparse.Namespace(lr=1.0)}
+    torch.save(content, tmp_path / 'x.pth')
+    module = Plain(dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+    module.init_weights()
+    assert module.w.eq(1).all()

@@ -1,9 +1,17 @@
 """Training hooks, one per file."""
 
 from .epoch_seed import EpochSeedHook
+from .fit_weights import FitWeightsHook
 from .knn import KNNHook
 from .tau_warmup import TauWarmupHook
 from .throughput import ThroughputHook
 from .tokenizer_identity import TokenizerIdentityHook
 
-__all__ = ['EpochSeedHook', 'KNNHook', 'TauWarmupHook', 'ThroughputHook', 'TokenizerIdentityHook']
+__all__ = [
+    'EpochSeedHook',
+    'FitWeightsHook',
+    'KNNHook',
+    'TauWarmupHook',
+    'ThroughputHook',
+    'TokenizerIdentityHook',
+]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from mcbeit_mm.hooks import EpochSeedHook
@@ -20,7 +21,8 @@ class Masks(torch.utils.data.Dataset):
 
 
 def epoch(number: int, seed: int = 0) -> tuple[torch.Tensor, list[float]]:
-    EpochSeedHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=number))
+    runner = SimpleNamespace(seed=seed, epoch=number, train_loop=None)
+    EpochSeedHook().before_train_epoch(runner)
     loader = DataLoader(Masks(), batch_size=3, num_workers=2, worker_init_fn=seed_worker)
     masks = torch.cat(list(loader))
     return masks, [random.random(), float(np.random.random()), float(torch.rand(()))]
@@ -34,3 +36,13 @@ def test_a_resumed_epoch_equals_the_uninterrupted_one():
     assert not torch.equal(masks, epoch(2, seed=1)[0])
     flat = torch.cat([m for m, _ in run]).flatten(1)
     assert len(flat.unique(dim=0)) == len(flat)  # no mask twice
+
+
+def test_a_loop_over_iterations_counts_them():
+    loop = object.__new__(IterBasedTrainLoop)
+    drawn = []
+    for start in (0, 500, 500):
+        runner = SimpleNamespace(seed=0, epoch=0, iter=start, train_loop=loop)
+        EpochSeedHook().before_train_epoch(runner)
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] != drawn[1] == drawn[2]

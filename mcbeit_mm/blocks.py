@@ -1,0 +1,82 @@
+"""Transformer block of the backbones: timm's BEiT block with the position bias handed in.
+
+Parameter names are those of the official BEiT and mc-BEiT checkpoints.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Attention, Block
+from torch import Tensor, nn
+
+ARCHS = {
+    'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
+    'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
+    'large': dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
+}
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class BiasedAttention(Attention):
+    """timm's BEiT attention with the position bias handed in, built once for any grid."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N) or None."""
+        batch, num_tokens, _ = x.shape
+        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if shared_rel_pos_bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
+            shared_rel_pos_bias = shared_rel_pos_bias.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=shared_rel_pos_bias)
+        return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
+
+
+def make_block(sizes: dict, drop_path: float, layer_scale: float) -> Block:
+    """A BEiT block of timm whose attention takes any position bias."""
+    dims, num_heads = sizes['embed_dims'], sizes['num_heads']
+    block = Block(
+        dims,
+        num_heads,
+        qkv_bias=True,
+        mlp_ratio=sizes['feedforward_channels'] / dims,
+        drop_path=drop_path,
+        init_values=layer_scale or None,
+        norm_layer=LayerNorm,
+    )
+    block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
+    return block
+
+
+@torch.no_grad()
+def init_layers(
+    model: nn.Module, init: Callable[[Tensor], Tensor], kinds: tuple[type[nn.Module], ...]
+) -> None:
+    """Draw the weights of the given kinds of layers and scale down what block i adds, as BEiT."""
+    for module in model.modules():
+        if isinstance(module, kinds):
+            init(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for depth, block in enumerate(model.blocks, start=1):
+        block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
+        block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
+
+
+def arch_sizes(arch: str | dict) -> dict:
+    """The four sizes of an architecture given by name or in full."""
+    if isinstance(arch, str):
+        check_choice('arch', arch, tuple(ARCHS))
+        return ARCHS[arch]
+    missing = set(ARCHS['base']) - set(arch)
+    if missing:
+        raise ValueError(f'arch {dict(arch)} lacks {sorted(missing)}')
+    return arch
+
+
+def check_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise ValueError unless the value of a setting is one of its choices."""
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}, expected one of {choices}')

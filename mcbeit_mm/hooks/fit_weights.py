@@ -1,0 +1,50 @@
+"""Let `load_from` take weights of any known naming, patch grid or kind of position table."""
+
+from dataclasses import replace
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..checkpoint import state_dict_of
+from ..errors import SetupError
+from ..fitting import fitting_modules, place
+
+
+@HOOKS.register_module()
+class FitWeightsHook(Hook):
+    """Does for `load_from` what `checkpoint.load_weights` does; a resumed run is left alone.
+
+    Args:
+        min_match: smallest share of the backbone's tensors that must be found, else SetupError.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before EMAHook copies the model and loads the same weights
+
+    def __init__(self, min_match: float = 0.9):
+        self.min_match = min_match
+
+    def before_run(self, runner: Runner) -> None:
+        """Hand the threshold to the backbone, whose load pre-hook checks it."""
+        for module in fitting_modules(_unwrapped(runner)).values():
+            module.fit_settings = replace(module.fit_settings, min_match=self.min_match)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Rename the weights for the model."""
+        model = _unwrapped(runner)
+        if runner._resume or not fitting_modules(model):
+            return
+        try:
+            state, unused = place(model, state_dict_of(checkpoint))
+        except ValueError as error:
+            raise SetupError(f'load_from: {error}') from error
+        checkpoint['state_dict'] = state
+        if unused:
+            print_log(f'load_from: no place for {", ".join(unused)}', logger='current')
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
