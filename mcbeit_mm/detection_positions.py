@@ -1,0 +1,149 @@
+"""Positions of the detection backbone: attention bias, fit to other patch grids and checkpoints.
+
+Between patch grids one rule holds, for tables and `pos_embed`, at run time and on loading: a
+smaller grid takes a cut, since training pads its images at the right and bottom, so that a patch
+and an offset keep their meaning in a smaller image; a larger grid takes a bicubic enlargement.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rel_pos import NUM_CLS_ROWS, Grid, resize_detection_table
+from .weight_names import BLOCK_TABLE, INDEX, SHARED_TABLE, drop_copied_tables
+
+TABLE = 'relative_position_bias_table'
+
+
+class OffsetTable(nn.Module):
+    """Relative position table of a patch grid without class token: (offsets, heads), row-major."""
+
+    def __init__(self, grid: Grid, num_heads: int):
+        super().__init__()
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(math.prod(offset_sides(grid)), num_heads)
+        )
+
+    def bias(self, grid: Grid, dtype: torch.dtype) -> Tensor:
+        """Attention bias of a patch grid (h, w), the table's own or another: (1, heads, hw, hw)."""
+        h, w = grid
+        offsets = fit_offsets(self.relative_position_bias_table, self.grid, grid)
+        offsets = offsets.T.reshape(-1, *offset_sides(grid))
+        # The keys of query (y, x) have the offsets (y - y', x - x'): with the table turned by
+        # 180 degrees they are its h x w cut that starts at (h - 1 - y, w - 1 - x).
+        cuts = offsets.flip(1, 2).unfold(1, h, 1).unfold(2, w, 1)
+        return cuts.flip(1, 2).reshape(1, -1, h * w, h * w).to(dtype)
+
+
+def offset_sides(grid: Grid) -> Grid:
+    """Number of vertical and horizontal offsets between two patches of a grid."""
+    return 2 * grid[0] - 1, 2 * grid[1] - 1
+
+
+def fit_offsets(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Table of a grid from the table (rows, heads) of another: cut where smaller, else enlarged."""
+    larger = tuple(map(max, source, target))
+    table = resize_bicubic(table, offset_sides(source), offset_sides(larger))
+    rows, cols = (slice(b - t, b + t - 1) for b, t in zip(larger, target, strict=True))
+    return table.view(*offset_sides(larger), -1)[rows, cols].flatten(0, 1)
+
+
+def fit_pos_embed(pos_embed: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Position embedding (1, h*w, D) of a grid from that of another, by the same rule."""
+    larger = tuple(map(max, source, target))
+    pos_embed = resize_bicubic(pos_embed[0], source, larger)
+    return pos_embed.view(*larger, -1)[: target[0], : target[1]].reshape(1, math.prod(target), -1)
+
+
+def resize_bicubic(rows: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Plain bicubic interpolation of a row-major map (h*w, C), as the authors load positions."""
+    if source == target:
+        return rows
+    image = rows.float().T.reshape(1, -1, *source)
+    image = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
+    return image.flatten(2)[0].T.to(rows.dtype)
+
+
+def fit_positions(
+    model: nn.Module, state: Mapping[str, Tensor], source_grid: Grid | None = None
+) -> dict[str, Tensor]:
+    """Official weights of a backbone with tables and `pos_embed` fitted to an `MCBEiTDetViT`.
+
+    From a pretrained or fine-tuned backbone the class-token rows are dropped and the rest is
+    resized as the authors do: bicubic, tables of a 'per_block' model by the geometric grid.
+    Positions of a detection backbone follow the rule above, tables for windows included. Other
+    entries come back untouched.
+
+    Raises:
+        ValueError: one table per block for rel_pos='shared', or positions of an unknown grid.
+    """
+    state = drop_copied_tables({k: v for k, v in state.items() if not k.endswith(INDEX)})
+    per_block_tables = re.compile(rf'rel_pos_bias\.\d+\.{TABLE}|blocks\.\d+\.{BLOCK_TABLE}')
+    if model.rel_pos == 'shared' and any(map(per_block_tables.fullmatch, state)):
+        raise ValueError(
+            "the weights have one position table per block, the detection backbone rel_pos='shared'"
+            ": set rel_pos='per_block'"
+        )
+    if 'pos_embed' in state:
+        state['pos_embed'] = _fit_loaded_pos_embed(state['pos_embed'], model.grid, source_grid)
+    fitted, used = {}, set()
+    for name, module in model.named_modules():
+        if isinstance(module, OffsetTable):
+            block = None if model.rel_pos == 'shared' else int(name.split('.')[-1])
+            is_global = name.startswith('global') or block in model.global_blocks
+            own = (f'{name}.{TABLE}', f'{"global" if is_global else "windowed"}_{SHARED_TABLE}')
+            pretrained = (f'blocks.{block}.{BLOCK_TABLE}', SHARED_TABLE)
+            source = next((key for key in (*own, *pretrained) if key in state), None)
+            if source in pretrained:
+                table = _fit_pretrained(state[source], module.grid, source_grid, model.rel_pos)
+            elif source:
+                table = _fit_own(state[source], module.grid, source_grid if is_global else None)
+            else:
+                continue
+            used.add(source)
+            fitted[own[0]] = table
+    return {k: v for k, v in state.items() if k not in used} | fitted
+
+
+def _fit_pretrained(table: Tensor, target: Grid, source_grid: Grid | None, rel_pos: str) -> Tensor:
+    table = table[:-NUM_CLS_ROWS].float()
+    source = _square_or_known(len(table), source_grid)
+    if rel_pos == 'per_block':
+        return resize_detection_table(table, source, target)
+    return resize_bicubic(table, offset_sides(source), offset_sides(target))
+
+
+def _fit_own(table: Tensor, target: Grid, source_grid: Grid | None) -> Tensor:
+    if source_grid is None and len(table) == math.prod(offset_sides(target)):
+        return table
+    return fit_offsets(table, _square_or_known(len(table), source_grid), target)
+
+
+def _fit_loaded_pos_embed(pos_embed: Tensor, own: Grid, source_grid: Grid | None) -> Tensor:
+    num_rows = pos_embed.shape[1]
+    side = math.isqrt(num_rows)
+    for grid in (source_grid,) if source_grid else (own, (side, side)):
+        if num_rows == math.prod(grid):
+            return fit_pos_embed(pos_embed, grid, own)
+        if num_rows == math.prod(grid) + 1:  # pretraining has a class token in front
+            return resize_bicubic(pos_embed[0, 1:], grid, own)[None]
+    raise ValueError(
+        f'pos_embed of {num_rows} rows belongs to no square patch grid nor to {source_grid or own}'
+        ': pass source_grid=(h, w) to load_weights or in init_cfg'
+    )
+
+
+def _square_or_known(num_offsets: int, known: Grid | None) -> Grid:
+    side = (math.isqrt(num_offsets) + 1) // 2
+    grid = known or (side, side)
+    if math.prod(offset_sides(grid)) != num_offsets:
+        raise ValueError(
+            f'a position table of {num_offsets} offsets does not belong to a {grid[0]}x{grid[1]} '
+            'patch grid: pass source_grid=(h, w) of the weights to load_weights or in init_cfg'
+        )
+    return grid
