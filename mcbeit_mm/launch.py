@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmpretrain.datasets import CustomDataset
 
+from .class_check import check_classes
 from .options import check_option, parse_options
 
 WEIGHTS_HINT = (
@@ -130,6 +131,8 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
     for name in loaders:
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
+    if cfg.get('default_scope') == 'mmpretrain':
+        check_classes(cfg, loaders)
     weights = {key: cfg.get(key) for key in ('load_from', 'resume_from')}
     if not testing:
         init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
@@ -178,9 +181,21 @@ def adapt_to_device(cfg: Config) -> None:
         return
     if cfg.launcher != 'pytorch':
         raise ValueError(f'launcher {cfg.launcher!r} needs GPUs; on CPUs use tools/dist_train.sh')
+    _use_plain_batch_norm(cfg.model)
     # MMEngine's own set-up calls torch.cuda.set_device and hands DDP a device id, both of which
     # need CUDA.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
     )
+
+
+def _use_plain_batch_norm(node: object) -> None:
+    """SyncBN needs CUDA; a single process has it replaced by MMEngine."""
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            _use_plain_batch_norm(child)

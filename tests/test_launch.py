@@ -186,3 +186,9 @@ def test_predictions_are_drawn_by_the_tasks_own_hook(cfg, scope, tmp_path):
     cfg.default_scope = 'mmpose'
     with pytest.raises(ValueError, match='not for'):
         launch.draw_predictions(cfg, 'x')
+
+
+def test_sync_batch_norm_becomes_plain_for_cpu_processes():
+    model = dict(neck=dict(norm_cfg=dict(type='SyncBN', eps=1.0)), heads=[dict(type='MMSyncBN')])
+    launch._use_plain_batch_norm(model)
+    assert model == dict(neck=dict(norm_cfg=dict(type='BN', eps=1.0)), heads=[dict(type='BN')])

@@ -58,6 +58,8 @@ def main() -> None:
         if args.resume:
             cfg.resume = True
             cfg.load_from = launch.checkpoint_to_resume(cfg.work_dir, args.resume)
+            if cfg.load_from and cfg.model.get('backbone', {}).get('init_cfg'):
+                cfg.model.backbone.init_cfg = None  # the checkpoint has the weights
         launch.check_before_run(cfg)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)

@@ -1,0 +1,28 @@
+"""The authors' fine-tuning schedule (README): 100 epochs at a batch of 1024, fp16, no clipping."""
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',  # fp16, dynamic loss scale; the authors' DeepSpeed clips no gradients
+    optimizer=dict(
+        type='AdamW',
+        lr=4e-3,  # for 1024 images; --auto-scale-lr for other batches
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.05,
+    ),
+    constructor='ViTLayerDecayConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.65),
+)
+param_scheduler = [
+    dict(
+        type='WarmupCosineLR',
+        warmup=20,
+        end=100,
+        eta_min_ratio=1e-6 / 4e-3,  # script default 1e-6, times each layer's scale
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+auto_scale_lr = dict(enable=False, base_batch_size=1024)

@@ -1,0 +1,16 @@
+"""What every segmentation run adds to the transfer runtime: iterations for epochs, drawing.
+
+python tools/test.py CONFIG CHECKPOINT --cfg-options default_hooks.visualization.draw=True
+writes truth | prediction, drawn over each test photo, to WORK_DIR/TIME/vis_data/vis_image.
+"""
+
+_base_ = './transfer_runtime.py'
+
+default_scope = 'mmseg'
+default_hooks = dict(
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=16000),  # as the authors
+    visualization=dict(type='SegVisualizationHook', draw=False),
+)
+log_processor = dict(by_epoch=False)
+visualizer = dict(type='SegLocalVisualizer', alpha=0.6)

@@ -1,0 +1,30 @@
+"""What every transfer run shares: imports, hooks, logging, seed. default_scope is the task's."""
+
+custom_imports = dict(imports=['mcbeit_mm'], allow_failed_imports=False)
+
+default_hooks = dict(
+    runtime_info=dict(type='RuntimeInfoHook'),
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    dict(type='FitWeightsHook'),  # load_from: resizes tables, refuses foreign weights
+    dict(type='ThroughputHook'),
+]
+env_cfg = dict(
+    cudnn_benchmark=True,  # as the authors
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+# Everything but the learning rate is averaged over the window.
+log_processor = dict(window_size=10, mean_pattern=r'.*(loss|time|grad_norm|acc|images_per_s)')
+log_level = 'INFO'
+load_from = None
+resume = False
+# Each rank draws its own crops and mixes; DistributedDataParallel sends rank 0's weights to all.
+randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,0 +1,5 @@
+"""ViT-S/16 fine-tuned on ImageNet-1k: the authors' ViT-B recipe (they give none for S)."""
+
+_base_ = './mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py'
+
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=384))
