@@ -1,0 +1,7 @@
+"""The same for 100 epochs: the length of the MAE runs in the authors' code; warm-up unchanged."""
+
+_base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn_32xb2-amp-lsj-25e_coco-1024x1024.py'
+
+train_cfg = dict(max_epochs=100)  # 184,375 steps
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(end=100)
