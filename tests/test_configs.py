@@ -90,9 +90,12 @@ def test_data_and_tokenizer_come_from_two_variables(monkeypatch):
 
 def test_readme_lists_every_config():
     readme = (ROOT / 'README.md').read_text()
-    listed = set(re.findall(r'configs/(?:pretrain|tokenizer)/([\w.-]+)\.py', readme))
-    existing = {p.stem for p in CONFIGS if p.parent.name in ('pretrain', 'tokenizer')}
-    assert listed == existing
+    listed = set(re.findall(r'^\| `configs/(?:pretrain|tokenizer)/([\w.-]+)\.py` \|', readme, re.M))
+    assert listed == {p.stem for p in CONFIGS if p.parent.name in ('pretrain', 'tokenizer')}
+    for folder in ('classification', 'segmentation', 'detection'):  # one table each, all its own
+        table = re.search(rf'\(`configs/{folder}/`\).*?\n\n', readme, re.S)[0]
+        rows = set(re.findall(r'^\| `([\w.-]+)` \|', table, re.M))
+        assert rows == {p.stem for p in CONFIGS if p.parent.name == folder}
 
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name == 'tokenizer'], ids=str)
