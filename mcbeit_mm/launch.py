@@ -160,6 +160,9 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
                 f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
                 f'--cfg-options {name}.dataset.data_root=FOLDER'
             )
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and not Path(classes).is_file():
+        raise FileNotFoundError(f'{name}: no class list {classes}: a file of one name per line')
     if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
         raise FileNotFoundError(f'{name}: no annotation file {root / dataset.ann_file}')
     if dataset.get('type') == 'CustomDataset' and not dataset.get('ann_file'):

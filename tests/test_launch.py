@@ -166,6 +166,10 @@ def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
     with pytest.raises(FileNotFoundError, match='no file nowhere.pth; set MCBEIT_WEIGHTS=FILE'):
         launch.check_before_run(cfg)
     cfg.model.backbone.init_cfg = None
+    cfg.train_dataloader.dataset.metainfo = dict(classes=f'{tmp_path}/classes.txt')
+    with pytest.raises(FileNotFoundError, match=f'no class list {tmp_path}/classes.txt'):
+        launch.check_before_run(cfg)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('a', 'b'))
     cfg.train_dataloader.dataset.ann_file = 'lists/train.txt'
     with pytest.raises(FileNotFoundError, match=f'no annotation file {tmp_path}/lists/train.txt'):
         launch.check_before_run(cfg)

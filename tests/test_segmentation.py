@@ -151,10 +151,11 @@ def test_groups_of_the_authors_recipe():
     rest = [n for n in scale if not n.startswith('backbone.')]
     assert {n.split('.')[0] for n in rest} == {'neck', 'decode_head', 'auxiliary_head'}
     assert all(scale[n] == 1.0 for n in rest)
-    assert decay['backbone.cls_token'] == 0.05  # sic, as in the authors' runs
+    assert decay['backbone.cls_token'] == 0  # in the authors' runs it is decayed by accident
     assert decay['backbone.blocks.3.attn.relative_position_bias_table'] == 0.05
     for name, param in model.named_parameters():
-        assert decay[name] == (0.0 if param.ndim == 1 else 0.05) or name.endswith('bias')
+        undecayed = param.ndim == 1 or name.endswith(('.bias', 'cls_token'))
+        assert decay[name] == (0.0 if undecayed else 0.05), name
 
 
 def test_learning_rate_is_that_of_mmcv_1():
