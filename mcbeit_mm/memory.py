@@ -37,20 +37,20 @@ class MemoryEstimate:
 def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
     """Estimate for a model of any of the three libraries and inputs of (H, W) pixels.
 
-    One and two images are passed forward; the difference is what an image costs. `half` counts
-    activations in two bytes, as fp16 or bf16 autocast keep them.
+    Two and three images are passed forward (batch norm refuses one); the difference is what an
+    image costs. `half` counts activations in two bytes, as fp16 or bf16 autocast keep them.
     """
     weights = list(model.parameters()) + list(model.buffers())
     if hasattr(model, 'tokenizer'):
         weights += list(model.tokenizer.parameters())
     trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
-    one, two = (_step_bytes(model, n, size, half) for n in (1, 2))
+    two, three = (_step_bytes(model, n, size, half) for n in (2, 3))
     return MemoryEstimate(
         weights=sum(map(_size, weights)),
         gradients=trained,
         moments=2 * trained,
-        fixed=max(0, 2 * one - two),
-        per_image=two - one,
+        fixed=max(0, 3 * two - 2 * three),
+        per_image=three - two,
     )
 
 

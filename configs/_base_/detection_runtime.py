@@ -1,8 +1,4 @@
-"""The transfer runtime in mmdet's scope, with pictures of the predictions.
-
-Pictures: tools/test.py CONFIG CHECKPOINT --cfg-options default_hooks.visualization.draw=True
-default_hooks.visualization.test_out_dir=predictions
-"""
+"""The transfer runtime in mmdet's scope; tools/test.py ... --show-dir DIR draws predictions."""
 
 _base_ = './transfer_runtime.py'
 

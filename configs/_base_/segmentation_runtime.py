@@ -1,7 +1,6 @@
 """What every segmentation run adds to the transfer runtime: iterations for epochs, drawing.
 
-python tools/test.py CONFIG CHECKPOINT --cfg-options default_hooks.visualization.draw=True
-writes truth | prediction, drawn over each test photo, to WORK_DIR/TIME/vis_data/vis_image.
+tools/test.py ... --show-dir DIR writes truth | prediction, drawn over each test photo.
 """
 
 _base_ = './transfer_runtime.py'
