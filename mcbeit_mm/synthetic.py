@@ -41,11 +41,11 @@ def _classification(model: nn.Module, images: torch.Tensor) -> dict:
     from mmpretrain.structures import DataSample
 
     labels = torch.randint(model.head.num_classes, (len(images),))
-    scores = torch.nn.functional.one_hot(labels, model.head.num_classes).float()
-    samples = [
-        DataSample().set_gt_label(int(label)).set_gt_score(score)
-        for label, score in zip(labels, scores, strict=True)
-    ]
+    samples = [DataSample().set_gt_label(int(label)) for label in labels]
+    if not getattr(model.head, 'cal_acc', False):  # as after mixing, which gives scores
+        scores = torch.nn.functional.one_hot(labels, model.head.num_classes).float()
+        for sample, score in zip(samples, scores, strict=True):
+            sample.set_gt_score(score)
     return dict(inputs=images, data_samples=samples)
 
 

@@ -111,3 +111,15 @@ def test_tokenizer_name_agrees_with_content(path):
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == cfg.model.total_iters == iters
     crop = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'RandomResizedCrop')
     assert crop.scale == cfg.model.ddconfig.resolution == pixels
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_logs_average_training_values_only(path):
+    """The mean over the window would mix the accuracies of the last ten evaluations."""
+    pattern = Config.fromfile(path).log_processor.mean_pattern
+    metrics = ('accuracy/top1', 'mIoU', 'aAcc', 'mAcc', 'coco/bbox_mAP', 'knn_top1', 'lr')
+    assert not [name for name in metrics if re.match(pattern, name)]
+    trained = ['loss', 'loss_rpn_cls', 'decode.loss_ce', 'time', 'grad_norm', 'images_per_s']
+    if path.parent.name in ('classification', 'segmentation', 'detection'):
+        trained += ['acc', 'decode.acc_seg']
+    assert all(re.match(pattern, name) for name in trained)

@@ -23,9 +23,9 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-# Everything but the learning rate is averaged over the window.
+# Training values but the learning rate are averaged over the window.
 log_processor = dict(
-    window_size=10, mean_pattern=r'.*(loss|time|grad_norm|kl|entropy|acc|images_per_s|share)'
+    window_size=10, mean_pattern=r'.*(loss|time|grad_norm|kl|entropy|mlm_acc|images_per_s|share)'
 )
 log_level = 'INFO'
 load_from = None

@@ -21,8 +21,10 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-# Everything but the learning rate is averaged over the window.
-log_processor = dict(window_size=10, mean_pattern=r'.*(loss|time|grad_norm|acc|images_per_s)')
+# Training values but the learning rate are averaged over the window; those of evaluations are not.
+log_processor = dict(
+    window_size=10, mean_pattern=r'.*(loss|time|grad_norm|acc$|acc_seg|images_per_s)'
+)
 log_level = 'INFO'
 load_from = None
 resume = False
