@@ -44,19 +44,74 @@ def curves_figure(curves: Mapping[str, Points], xlabel: str = 'iteration') -> 'F
     return figure
 
 
-def layers_figure(lines: Mapping[str, Mapping[str, Points]]) -> 'Figure':
-    """Accuracies by block: a panel per method, in it title -> points, the first one blue."""
-    figure = blank_figure(9.6, 2.6)
-    for axes, (method, models) in zip(
-        figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True
-    ):
-        for color, (name, points) in zip((BLUE, GREY), models.items(), strict=False):
-            axes.plot(*zip(*points, strict=True), color=color, marker='o', markersize=4, label=name)
-        axes.set_title(f'{method} accuracy, %', fontsize=9)
-        axes.set_xlabel('block', fontsize=8)
+def compared_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 'Figure':
+    """Lines to compare: a panel per title, two or three a row, in it name -> points (x, y)."""
+    columns = min(3, max(2, len(panels)))
+    rows = math.ceil(len(panels) / columns)
+    figure = blank_figure(9.6, 2.6 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        for color, (name, points) in zip((BLUE, GREY, ORANGE), lines.items(), strict=False):
+            marker = 'o' if len(points) < 20 else ''
+            axes.plot(
+                *zip(*points, strict=True), color=color, marker=marker, markersize=4, label=name
+            )
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(xlabel, fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0)
+        axes.margins(y=0.2)
+        if title.endswith('%'):
+            axes.set_ylim(bottom=0)
         axes.legend(fontsize=8, frameon=False)
+        _tidy(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> 'Figure':
+    """Confusion matrices by name, truth in rows, as percent of each row; numbers if 12 or fewer."""
+    figure = blank_figure(9.6, 4.6)
+    panels = figure.subplots(1, max(2, len(matrices)), squeeze=False)[0]
+    few = len(classes) <= 12
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
+        shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel('prediction', fontsize=8)
+        axes.set_ylabel('truth', fontsize=8)
+        ticks = range(len(classes)) if few else []
+        axes.set_xticks(ticks, classes if few else [], rotation=60, ha='right')
+        axes.set_yticks(ticks, classes if few else [])
+        axes.tick_params(labelsize=7, length=0)
+        for (row, column), share in np.ndenumerate(shares) if few else ():
+            color = 'white' if share > 55 else BLACK
+            text = f'{share:.0f}' if matrix[row, column] else ''
+            axes.text(column, row, text, ha='center', va='center', fontsize=7, color=color)
+    for axes in panels[len(matrices) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def classes_figure(
+    panels: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]
+) -> 'Figure':
+    """Bars for each class, in percent: a panel per title, in it name -> values (classes,)."""
+    figure = blank_figure(9.6, 2.5 * len(panels))
+    for axes, (title, values) in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
+    ):
+        width = 0.8 / len(values)
+        for i, (color, (name, heights)) in enumerate(
+            zip((BLUE, GREY, ORANGE), values.items(), strict=False)
+        ):
+            x = np.arange(len(classes)) + (i - (len(values) - 1) / 2) * width
+            axes.bar(x, np.nan_to_num(heights), width, color=color, label=name)
+        rotation = dict(rotation=60, ha='right') if len(classes) > 12 else {}
+        axes.set_xticks(range(len(classes)), classes, **rotation)
+        axes.set_title(title, fontsize=9)
+        axes.margins(x=0.01, y=0.18)
+        axes.legend(fontsize=8, frameon=False, ncols=len(values), loc='upper right')
         _tidy(axes)
     return figure
 

@@ -1,20 +1,30 @@
-"""Work dir of a run -> the scalars that it logged."""
+"""Work dir of a run -> the scalars that it logged, the files that it left."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """Return the file of a work dir written last; FileNotFoundError if there is none."""
+    files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise FileNotFoundError(f'no {pattern} in {folder}: give the work dir of a run')
+    return files[-1]
 
 
 def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
     """What a run logged, one dict per step, ascending, from all <timestamp>/vis_data/scalars.json.
 
     A resumed or restarted run replaces what earlier ones logged from its first step on. Half a
-    last line, as a killed run leaves it, is dropped. FileNotFoundError if nothing was logged.
+    last line, as a killed run leaves it, is dropped. What a validation logs counts for the
+    training step before it: MMEngine writes its epoch as `step`. FileNotFoundError if nothing was
+    logged.
     """
     steps: dict[int, dict] = {}
     for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        entries = [entry for entry in _entries(file) if 'step' in entry]
+        entries = _in_steps(entry for entry in _entries(file) if 'step' in entry)
         if not entries:
             continue
         first = min(entry['step'] for entry in entries)
@@ -27,6 +37,20 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
             'work dir of a run of tools/train.py'
         )
     return [steps[step] for step in sorted(steps)]
+
+
+def _in_steps(entries: Iterable[dict]) -> list[dict]:
+    """Give validations, known by the missing learning rate, the step of training they follow."""
+    placed, step = [], 0
+    for entry in entries:
+        if 'lr' in entry:
+            step = entry['step']
+        elif 'data_time' in entry:
+            times = ('time', 'data_time')  # of validation steps
+            entry = {key: value for key, value in entry.items() if key not in times}
+            entry['step'] = max(step, entry['step'])
+        placed.append(entry)
+    return placed
 
 
 def _entries(file: Path) -> Iterator[dict]:

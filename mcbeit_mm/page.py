@@ -32,6 +32,12 @@ table.pictures td, table.pictures th { padding: .2rem; border: 0; background: no
                                        text-align: center; }
 table.pictures { width: 100%; table-layout: fixed; font-size: .9rem; }
 table.pictures img { width: 100%; image-rendering: pixelated; border-radius: 3px; display: block; }
+table.samples th { width: 6rem; text-align: left; vertical-align: middle; }
+table.samples img { image-rendering: auto; }
+.right { color: #1b7f3b; } .wrong { color: #b3261e; }
+.legend { font-size: .85rem; } .legend span { margin-right: .9rem; white-space: nowrap; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
+.problem { color: #b3261e; font-size: .92rem; margin: .3rem 0; }
 .codes img { width: 36px; height: 36px; margin: 2px; image-rendering: pixelated; }
 """
 

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from .charts import curves_figure, layers_figure, multi_choice_figure, usage_figure
+from .charts import compared_figure, curves_figure, multi_choice_figure, usage_figure
 from .page import STYLE, figure, image, note, table
 from .visualization import MultiChoice, TokenizerScores
 
@@ -102,13 +102,13 @@ def features_section(scores: Mapping) -> Section:
         'weighs background and object alike, so after short runs it gains less than the probe.'
     )
     lines = {
-        title: {
+        f'{title} accuracy, %': {
             name: [(int(number), block[method]) for number, block in model['blocks'].items()]
             for name, model in models.items()
         }
         for method, title in METHODS.items()
     }
-    chart = figure(layers_figure(lines), 'accuracy by block', caption)
+    chart = figure(compared_figure(lines, 'block'), 'accuracy by block', caption)
     return Section('Accuracy of the frozen features', _accuracies(models) + chart)
 
 

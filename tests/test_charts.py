@@ -49,12 +49,12 @@ def test_curves_are_drawn_as_given():
         assert axes.lines[0].get_xydata().tolist() == [[1, i], [5, i + 2]]
 
 
-def test_layers_are_a_panel_per_method():
+def test_compared_lines_are_a_panel_per_title():
     lines = {
         'k-NN': {'x': [(0, 10.0), (1, 20.0)], 'y': [(0, 5.0), (1, 4.0)]},
         'probe': {'x': [(0, 1.0)]},
     }
-    first, second = charts.layers_figure(lines).axes
+    first, second = charts.compared_figure(lines, 'block').axes
     assert [line.get_label() for line in first.lines] == ['x', 'y']
     assert first.lines[1].get_ydata().tolist() == [5.0, 4.0]
     assert second.lines[0].get_ydata().tolist() == [1.0]
@@ -78,3 +78,24 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, '__import__', refuse)
     with pytest.raises(ImportError, match='pip install matplotlib'):
         charts.blank_figure(1, 1)
+
+
+def test_confusions_are_percent_of_each_row():
+    matrix = np.array([[3, 1], [0, 0]])
+    figure = charts.confusion_figure({'x': matrix, 'y': matrix.T}, ['a', 'b'])
+    first, second = figure.axes
+    assert first.images[0].get_array().tolist() == [[75, 25], [0, 0]]
+    assert [text.get_text() for text in first.texts] == ['75', '25', '', '']
+    assert [label.get_text() for label in first.get_yticklabels()] == ['a', 'b']
+    assert second.get_title() == 'y' and first.get_ylabel() == 'truth'
+    many = charts.confusion_figure({'x': np.eye(20)}, list(map(str, range(20))))
+    assert not many.axes[0].texts and not many.axes[1].axison
+
+
+def test_bars_of_classes_are_the_values():
+    values = {'x': np.array([1.0, np.nan, 3.0]), 'y': np.array([2.0, 4.0, 6.0])}
+    (axes,) = charts.classes_figure({'IoU': values}, list('abc')).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert heights == [[1, 0, 3], [2, 4, 6]]
+    left, right = axes.containers
+    assert left[0].get_x() < right[0].get_x() < left[1].get_x()

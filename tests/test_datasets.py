@@ -53,14 +53,6 @@ def test_seed_and_split_change_every_image(demo, tmp_path):
     assert not other & set(these)
 
 
-def test_image_does_not_depend_on_the_count():
-    few = list(datasets.draw_split('val', 3, SIZE, 0))
-    many = list(datasets.draw_split('val', 9, SIZE, 0))
-    for (image, opacities, label), (image2, opacities2, label2) in zip(few, many, strict=False):
-        assert label == label2
-        assert np.array_equal(image, image2) and np.array_equal(opacities, opacities2)
-
-
 @pytest.mark.parametrize(('split', 'count', 'ade'), SPLITS)
 def test_counts_and_classes(demo, split, count, ade):
     folder = demo / 'classification' / split
@@ -135,32 +127,6 @@ def test_run_lengths_at_the_image_corners(corner):
 def test_semantic_mask_ignores_soft_borders():
     opacities = np.array([[[0.0, 0.2, 0.5, 0.8]], [[0.0, 0.2, 0.5, 0.1]]])
     assert datasets.semantic_mask(opacities, 7).tolist() == [[1, 0, 0, 9]]
-
-
-def test_digits_stand_out():
-    gaps = []
-    for image, opacities, _ in datasets.draw_split('val', 50, SIZE, 0):
-        grey = image @ datasets.LUMINANCE
-        main = opacities[0] > 0.9
-        ring = cv2.dilate((opacities[0] > 0.1).astype(np.uint8), np.ones((9, 9))) > 0
-        ring &= opacities.sum(0) < 0.1
-        gaps.append(abs(grey[main].mean() - grey[ring].mean()))
-    assert min(gaps) > 40 and np.median(gaps) > 80  # of 255
-
-
-def test_train_and_val_share_no_digit_and_no_photograph():
-    train, val = (datasets.load_digit_samples(split, 0) for split in ('train', 'val'))
-    assert sum(map(len, train)) + sum(map(len, val)) == 1797
-    assert not {x.tobytes() for x in np.concatenate(train)} & {
-        x.tobytes() for x in np.concatenate(val)
-    }
-    names = [name for _, files in datasets.PHOTOS.values() for name in files]
-    for name, left, right in zip(
-        names, datasets.load_photos('train'), datasets.load_photos('val'), strict=True
-    ):
-        base = left if left.base is None else left.base
-        assert left.shape[1] + right.shape[1] == base.shape[1], name
-        assert min(*left.shape[:2], *right.shape[:2]) >= 96, name
 
 
 def test_finished_set_is_kept_and_others_are_made_again(tmp_path):

@@ -1,10 +1,11 @@
 """Scalars of runs that were resumed, restarted or killed."""
 
 import json
+import os
 
 import pytest
 
-from mcbeit_mm.logs import read_scalars
+from mcbeit_mm.logs import newest, read_scalars
 
 
 def write(work_dir, timestamp, entries, tail=''):
@@ -52,3 +53,24 @@ def test_damage_elsewhere_is_an_error_with_its_place(tmp_path):
 def test_a_folder_without_logs_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no training log below'):
         read_scalars(tmp_path)
+
+
+def test_a_validation_belongs_to_the_training_before_it(tmp_path):
+    training = [dict(step=step, lr=0.1, time=1.0) for step in (10, 20, 30)]
+    by_epoch = dict(step=1, mIoU=5.0, time=7.0, data_time=3.0)  # step is the epoch
+    by_iter = dict(step=33, mIoU=6.0, time=7.0, data_time=3.0)
+    write(tmp_path, 'a', [*training[:2], by_epoch, training[2], by_iter])
+    merged = read_scalars(tmp_path)
+    assert [(entry['step'], entry.get('mIoU')) for entry in merged] == [
+        (10, None), (20, 5.0), (30, None), (33, 6.0)
+    ]  # fmt: skip
+    assert merged[1]['time'] == 1.0 and 'time' not in merged[3]
+
+
+def test_the_newest_file_of_a_work_dir(tmp_path):
+    for age, name in enumerate(('b.py', 'a.py')):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    assert newest(tmp_path, '*.py').name == 'a.py'
+    with pytest.raises(FileNotFoundError, match='no \\*.pth in'):
+        newest(tmp_path, '*.pth')

@@ -1,4 +1,4 @@
-"""Run the whole toolkit on the embedded data: data, tokenizer, pretraining, evaluation, report.
+"""Run the whole toolkit on the embedded data: tokenizer, pretraining, three transfers, report.
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 """
@@ -9,24 +9,38 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP = re.compile(
-    r'(?:Epoch\(train\)\s+\[\s*(?P<epoch>\d+)\]|Iter\(train\) )\[\s*(?P<step>\d+)/(?P<of>\d+)\]'
+    r'(?P<mode>Epoch|Iter)\((?P<split>train|val)\)\s+'
+    r'(\[\s*(?P<epoch>\d+)\]\s*)?\[\s*(?P<step>\d+)/\s*(?P<of>\d+)\]'
 )
-SHOWN = ('eta', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1', 'images_per_s')
+SHOWN = ('eta', 'loss', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1')
+SHOWN += ('top1', 'mIoU', 'bbox_mAP', 'segm_mAP', 'images_per_s')
+TRANSFERS = {  # task -> config, minutes, what it learns
+    'classification': (1.7, 'which digit an image shows'),
+    'segmentation': (1.5, 'the digit of every pixel (UperNet)'),
+    'detection': (1.6, 'boxes and masks of all digits (Mask R-CNN)'),
+}
 
 
 @dataclass
 class Stage:
-    """One command of the demo."""
+    """Commands of the demo that run side by side, by name, and what they need to know."""
 
     name: str
     what: str
-    command: list[str]
+    commands: dict[str, list[str]]
     minutes: float  # on 2 CPU cores, for the estimate of what is left
+    env: dict[str, str] = field(default_factory=dict)
+
+    def log(self, out: Path, label: str) -> Path:
+        """Return where the output of a command goes."""
+        return out / f'{"-".join(filter(None, (self.name, label)))}.log'
 
 
 def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
@@ -39,42 +53,68 @@ def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
 
 def stages(out: Path, data: Path, precision: str) -> list[Stage]:
     """The commands, in order; each could be typed by hand."""
+    from mmengine.config import Config
+
     tokenizer, pretrain, scores = out / 'tokenizer', out / 'pretrain', out / 'features.json'
     demo, train = ROOT / 'configs/demo', ['train.py', '--precision', precision]
-    rows = [
-        (
-            'data',
-            0.5,
-            'handwritten digits on photographs',
-            ['make_demo_data.py', '--out', data],
+    pretrain_config = demo / 'mcbeit_vit-micro-p16_demo.py'
+    epochs = Config.fromfile(pretrain_config).max_epochs
+    env = dict(
+        MCBEIT_DATA=f'{data}/classification',
+        MCBEIT_TOKENIZER=f'{tokenizer}/tokenizer',
+        MCBEIT_WEIGHTS=f'{pretrain}/epoch_{epochs}.pth',
+    )
+
+    def stage(name: str, minutes: float, what: str, words: list) -> Stage:
+        return Stage(name, what, {'': [str(word) for word in words]}, minutes, env)
+
+    report = ['report.py', pretrain, '--features', scores, '--tokenizer-dir', tokenizer]
+    transfers = []
+    for task, (minutes, what) in TRANSFERS.items():
+        runs = [out / task, out / f'{task}-scratch']
+        words = [*train, f'{demo}/mcbeit_vit-micro-p16_{task}_demo.py', '--work-dir']
+        commands = {
+            'pretrained': [*words, f'{runs[0]}'],
+            'scratch': [*words, f'{runs[1]}', '--cfg-options', 'model.backbone.init_cfg=None'],
+        }
+        task_env = env | dict(MCBEIT_DATA=f'{data}/{task}')
+        transfers.append(Stage(task, what, commands, minutes, task_env))
+        report += ['--transfer', *runs]
+    return [
+        stage(
+            'data', 0.3, 'handwritten digits on photographs', ['make_demo_data.py', '--out', data]
         ),
-        (
+        stage(
             'tokenizer',
-            2.5,
+            1.8,
             'a small Gumbel VQGAN learns the visual vocabulary',
             [*train, demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
         ),
-        (
+        stage(
             'pretrain',
-            6.5,
+            4.6,
             'a small ViT predicts masked patches (mc-BEiT)',
-            [*train, demo / 'mcbeit_vit-micro-p16_demo.py', '--work-dir', pretrain],
+            [*train, pretrain_config, '--work-dir', pretrain],
         ),
-        (
+        stage(
             'evaluate',
-            1.0,
+            0.7,
             'k-NN and linear probe of frozen features, pretrained and random',
-            ['evaluate_features.py', pretrain, '--random-init', '--out', scores],
+            [
+                'evaluate_features.py',
+                pretrain,
+                '--random-init',
+                '--max-train',
+                1000,
+                '--out',
+                scores,
+            ],
         ),
-        (
-            'report',
-            0.5,
-            'curves and pictures',
-            ['report.py', pretrain, '--features', scores, '--tokenizer-dir', tokenizer]
-            + ['--out', out / 'report.html'],
+        *transfers,
+        stage(
+            'report', 0.5, 'tables, curves and pictures', [*report, '--out', out / 'report.html']
         ),
     ]
-    return [Stage(name, what, [str(word) for word in words], m) for name, m, what, words in rows]
 
 
 def short(line: str) -> str | None:
@@ -82,33 +122,94 @@ def short(line: str) -> str | None:
     match = STEP.search(line)
     if not match:
         return None
-    epoch = f'epoch {match["epoch"]}, ' if match['epoch'] else ''
-    place = f'{epoch}step {match["step"]}/{match["of"]}'
+    epoch = f'epoch {match["epoch"]}, ' if match['epoch'] and match['split'] == 'train' else ''
+    kind = 'step' if match['split'] == 'train' else 'validation'
+    place = f'{epoch}{kind} {match["step"]}/{match["of"]}'
     values = dict(re.findall(r'(\w+): (\S+)', line))
+    if 'kl' in values or 'rec' in values:  # they say more
+        values.pop('loss', None)
     return '  '.join([place, *(f'{key} {values[key]}' for key in SHOWN if key in values)])
 
 
-def run(stage: Stage, log: Path, env: dict) -> None:
-    """Run one stage; its full output goes to `log`, progress to the screen."""
-    tool, *arguments = stage.command
-    command = [sys.executable, f'{ROOT}/tools/{tool}', *arguments]
-    live = sys.stdout.isatty()
-    with log.open('w') as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for line in process.stdout:
-            file.write(line)
-            progress = short(line) if tool == 'train.py' else line.rstrip()
-            if progress and live and tool == 'train.py':
-                print(f'\r\033[K    {progress[:110]}', end='', flush=True)
-            elif progress:
-                print(f'    {progress}', flush=True)
-        if live and tool == 'train.py':
+class Progress:
+    """What the commands of a stage say, on one line of a terminal, else line by line."""
+
+    def __init__(self, labels: list[str], training: bool):
+        self.latest = dict.fromkeys(labels, '')
+        self.training, self.live = training, training and sys.stdout.isatty()
+
+    def tell(self, label: str, line: str) -> None:
+        """Take in one line of output."""
+        text = short(line) if self.training else line.rstrip()
+        if not text:
+            return
+        self.latest[label] = f'{label}: {text}' if label else text
+        if self.live:
+            width = 110 // len(self.latest)
+            parts = (f'{text[:width]:{width}}' for text in self.latest.values())
+            print(f'\r\033[K    {" | ".join(parts).rstrip()}', end='', flush=True)
+        else:
+            print(f'    {self.latest[label]}', flush=True)
+
+    def end(self) -> None:
+        """Leave the line that was written over again and again."""
+        if self.live:
             print()
-    if process.wait():
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
-        raise SystemExit(f'{tail}\nthe stage {stage.name!r} failed; its whole output: {log}')
+
+
+def run(stage: Stage, out: Path) -> None:
+    """Run the commands of a stage side by side, sharing the cores; the first failure ends all."""
+    env = os.environ | stage.env
+    if len(stage.commands) > 1:  # more threads than cores would wait for each other
+        env |= dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // len(stage.commands))))
+    jobs = {}
+    for label, (tool, *arguments) in stage.commands.items():
+        command = [sys.executable, f'{ROOT}/tools/{tool}', *arguments]
+        with stage.log(out, label).open('w') as log:
+            jobs[label] = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+    try:
+        _watch(stage, out, jobs)
+    finally:
+        for job in jobs.values():
+            job.kill()
+            job.wait()
+
+
+def _watch(stage: Stage, out: Path, jobs: dict[str, subprocess.Popen]) -> None:
+    """Follow the logs until all jobs have ended well; SystemExit at the first that fails."""
+    training = all(command[0] == 'train.py' for command in stage.commands.values())
+    progress = Progress(list(jobs), training)
+    logs = {label: stage.log(out, label).open() for label in jobs}
+    running = True
+    while running:
+        running = any(job.poll() is None for job in jobs.values())  # asked before the last reading
+        for label, log in logs.items():
+            for line in _whole_lines(log):
+                progress.tell(label, line)
+        for label, job in jobs.items():
+            if job.poll():
+                progress.end()
+                tail = ''.join(stage.log(out, label).read_text().splitlines(keepends=True)[-15:])
+                name = ' '.join(filter(None, (stage.name, label)))
+                raise SystemExit(
+                    f'{tail}\nthe stage {name!r} failed; its whole output: {stage.log(out, label)}'
+                )
+        if running:
+            time.sleep(0.2)
+    progress.end()
+
+
+def _whole_lines(log: TextIO) -> Iterator[str]:
+    """Lines written since the last call; half a line waits for the next one."""
+    while True:
+        place = log.tell()
+        line = log.readline()
+        if not line.endswith('\n'):
+            log.seek(place)
+            return
+        yield line
 
 
 def main() -> None:
@@ -118,20 +219,15 @@ def main() -> None:
     args = parser.parse_args()
     out, data = args.out.resolve(), args.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    env = dict(
-        os.environ,
-        PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
-        PYTHONUNBUFFERED='1',
-        MCBEIT_DATA=f'{data}/classification',
-        MCBEIT_TOKENIZER=f'{out}/tokenizer/tokenizer',
-    )
+    os.environ['PYTHONPATH'] = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+    os.environ['PYTHONUNBUFFERED'] = '1'
     todo = stages(out, data, precision())
     start = time.monotonic()
     for i, stage in enumerate(todo):
         left = sum(s.minutes for s in todo[i:])
         print(f'[{i + 1}/{len(todo)}] {stage.name}: {stage.what} (about {left:.0f} min to the end)')
         begin = time.monotonic()
-        run(stage, out / f'{stage.name}.log', env)
+        run(stage, out)
         print(f'    done in {time.monotonic() - begin:.0f} s')
     minutes = (time.monotonic() - start) / 60
     print(f'finished in {minutes:.1f} min: open {out}/report.html')

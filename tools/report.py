@@ -1,6 +1,8 @@
-"""Write the report of a pretraining run: accuracies, curves, pictures, in one HTML file.
+"""Write the report of a pretraining run and of transfers, in one HTML file.
 
 python tools/report.py WORK_DIR [--features JSON] [--tokenizer-dir DIR] [--data ROOT] [--out HTML]
+    [--transfer WORK_DIR [FROM_SCRATCH_DIR]] ...
+python tools/report.py --transfer WORK_DIR [FROM_SCRATCH_DIR] --out HTML
 """
 
 import argparse
@@ -25,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add('work_dir', type=Path, help='work dir of a pretraining run of tools/train.py')
+    add('work_dir', type=Path, nargs='?', help='work dir of a pretraining run of tools/train.py')
     add('--checkpoint', type=Path, help='default: the newest of WORK_DIR')
     add('--features', type=Path, help='JSON that tools/evaluate_features.py --out wrote')
     add('--tokenizer-dir', type=Path, help="work dir of the tokenizer's training, for its curves")
@@ -34,19 +36,24 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="folder of images, or one with val/; default: the config's, val/ beside train/ if any",
     )
+    add(
+        '--transfer',
+        type=Path,
+        nargs='+',
+        action='append',
+        metavar='DIR',
+        default=[],
+        help='work dirs of a transfer run and, to compare, of the same from scratch; once per task',
+    )
+    add('--max-val', type=positive, help='use that many validation images of transfers')
     add('--out', type=Path, help='default: WORK_DIR/report.html')
     add('--num-images', type=positive, default=256, help='to measure the tokenizer (%(default)s)')
     add('--device', help="default: 'cuda' if there is one, else 'cpu'")
     add('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values')
-    return parser.parse_args()
-
-
-def newest(folder: Path, pattern: str) -> Path:
-    """Return the file of WORK_DIR written last."""
-    files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f'no {pattern} in {folder}: give the work dir of a pretraining run')
-    return files[-1]
+    args = parser.parse_args()
+    if not args.work_dir and not (args.transfer and args.out):
+        parser.error('give the WORK_DIR of a pretraining run, or --transfer and --out')
+    return args
 
 
 def read_scores(file: Path) -> dict:
@@ -65,7 +72,7 @@ def load_model(cfg, checkpoint: dict, device: str):
     model = MODELS.build(cfg.model)
     try:
         model.load_state_dict(state_dict_of(checkpoint))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f'the checkpoint does not fit the config: {str(error)[:400]}') from error
     trained, given = checkpoint.get('meta', {}).get('tokenizer'), model.tokenizer.identity
     if trained and trained['sha256'] != given['sha256']:
@@ -174,22 +181,21 @@ def facts(config: Path, checkpoint_file: Path, meta: dict, model, folder: Path) 
     }
 
 
-def write_report(args: argparse.Namespace) -> Path:
-    import torch
+def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, list]:
+    """Title, and accuracies, curves, pictures and facts of a pretraining run."""
     from mmengine.registry import init_default_scope
 
     from mcbeit_mm import launch, report
     from mcbeit_mm.checkpoint import read_checkpoint
-    from mcbeit_mm.logs import read_scalars
+    from mcbeit_mm.logs import newest, read_scalars
 
     scalars = read_scalars(args.work_dir)
     tokenizer_log = read_scalars(args.tokenizer_dir) if args.tokenizer_dir else []
     config = newest(args.work_dir, '*.py')
-    cfg = launch.load_config(str(config), launch.parse_options(args.cfg_options))
+    cfg = launch.load_config(str(config), args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     file = launch.find_checkpoint(args.checkpoint or args.work_dir)
     checkpoint = read_checkpoint(file)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = load_model(cfg, checkpoint, device)
     folder = image_folder(cfg, args.data)
     sections = []
@@ -200,8 +206,38 @@ def write_report(args: argparse.Namespace) -> Path:
     sections += picture_sections(model, batches, tokenizer_log)
     known = facts(config, file, checkpoint.get('meta', {}), model, folder)
     sections.append(report.facts_section(known, scalars))
+    return f'mc-BEiT pretraining: {config.stem}', sections
+
+
+def transfer_sections(args: argparse.Namespace, device: str) -> list:
+    """The table of all transfers, then a section for each task."""
+    from mcbeit_mm import transfer_report
+    from mcbeit_mm.transfer_runs import TransferRun
+
+    comparisons = [
+        transfer_report.compare([TransferRun(folder) for folder in folders], device, args.max_val)
+        for folders in args.transfer
+    ]
+    sections = [transfer_report.task_section(comparison) for comparison in comparisons]
+    return [transfer_report.table_section(comparisons), *sections]
+
+
+def write_report(args: argparse.Namespace) -> Path:
+    import torch
+
+    from mcbeit_mm import report
+
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    title, intro, sections = 'Transfer', '', []
+    if args.work_dir:
+        intro = INTRO
+        title, sections = pretraining_sections(args, device)
+    if args.transfer:
+        # behind the accuracy of the features: both say what pretraining is worth
+        place = 1 if args.features and args.work_dir else 0
+        sections[place:place] = transfer_sections(args, device)
     out = args.out or args.work_dir / 'report.html'
-    out.write_text(report.build_report(f'mc-BEiT pretraining: {config.stem}', INTRO, sections))
+    out.write_text(report.build_report(title, intro, sections))
     return out
 
 

@@ -1,8 +1,8 @@
 """The demo's ViT with a small Mask R-CNN learns to find all digits, with boxes and masks.
 
-MCBEIT_DATA=data/demo/detection MCBEIT_WEIGHTS=work_dirs/demo/pretrain python tools/train.py
-configs/demo/mcbeit_vit-micro-p16_detection_demo.py, from scratch with --cfg-options
-model.backbone.init_cfg=None.
+MCBEIT_DATA=data/demo/detection MCBEIT_WEIGHTS=work_dirs/demo/pretrain/epoch_22.pth
+python tools/train.py configs/demo/mcbeit_vit-micro-p16_detection_demo.py, from scratch with
+--cfg-options model.backbone.init_cfg=None. Both starts: no layer decay, as the authors.
 """
 
 _base_ = '../detection/mask-rcnn_mcbeit-vit-tiny-p16_fpn_1xb4-bf16-lsj-30e_custom-320px.py'
@@ -23,7 +23,7 @@ model = dict(
         window_size=8,  # the whole image, as in pretraining: its table fits unchanged
         global_blocks=(0, 2, 3, 5),
         layer_scale_init_value=1.0,  # as the demo's pretraining
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain/epoch_22.pth}}'),
     ),
     neck=dict(in_channels=[128] * 4),
     # One to three digits per image, two CPU cores: few proposals and samples will do.
@@ -39,14 +39,8 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),  # no flip: digits
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=(128, 128))
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=10, num_workers=0, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

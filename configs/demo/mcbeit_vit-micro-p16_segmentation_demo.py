@@ -1,8 +1,8 @@
 """The demo's ViT with a narrow UperNet learns which digit each pixel belongs to.
 
-MCBEIT_DATA=data/demo/segmentation MCBEIT_WEIGHTS=work_dirs/demo/pretrain python tools/train.py
-configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py, from scratch with --cfg-options
-model.backbone.init_cfg=None. One rate for all blocks (no layer decay) suits both starts.
+MCBEIT_DATA=data/demo/segmentation MCBEIT_WEIGHTS=work_dirs/demo/pretrain/epoch_22.pth
+python tools/train.py configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py, from scratch with
+--cfg-options model.backbone.init_cfg=None. One rate for all blocks (no layer decay): fair to both.
 """
 
 _base_ = '../segmentation/mcbeit_vit-tiny-p16_upernet_1xb8-bf16-2k_custom-128x128.py'
@@ -22,7 +22,7 @@ model = dict(
         drop_path_rate=0.0,
         abs_pos=True,
         out_indices=[1, 2, 3, 5],
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain/epoch_22.pth}}'),
     ),
     neck=dict(embed_dim=128),
     decode_head=dict(
