@@ -78,10 +78,10 @@ def progress(infos: Iterable) -> Iterator:
 
 def check(args: argparse.Namespace):
     """Run the check of the layout with its options."""
-    from mcbeit_mm.ade20k_check import check_ade20k
-    from mcbeit_mm.coco_check import COCO, check_coco
-    from mcbeit_mm.data_check import check_folder
-    from mcbeit_mm.imagenet_check import check_imagenet
+    from mcbeit_mm.data_checks.ade20k import check_ade20k
+    from mcbeit_mm.data_checks.coco import COCO, check_coco
+    from mcbeit_mm.data_checks.common import check_folder
+    from mcbeit_mm.data_checks.imagenet import check_imagenet
 
     if not Path(args.root).is_dir():
         raise FileNotFoundError(f'no folder {args.root}')

@@ -137,8 +137,8 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
 
 def picture_sections(model, batches: list, tokenizer_log: list) -> list:
     """Everything that needs the model: reconstructions, targets, tokenizer."""
-    from mcbeit_mm import report
-    from mcbeit_mm import visualization as vis
+    from mcbeit_mm.reporting import report
+    from mcbeit_mm.reporting import visualization as vis
 
     tokenizer, multi_choice = model.tokenizer, model.head.multi_choice
     decodes = vis.can_decode(tokenizer)
@@ -185,9 +185,10 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     """Title, and accuracies, curves, pictures and facts of a pretraining run."""
     from mmengine.registry import init_default_scope
 
-    from mcbeit_mm import launch, report
+    from mcbeit_mm import launch
     from mcbeit_mm.checkpoint import read_checkpoint
-    from mcbeit_mm.logs import newest, read_scalars
+    from mcbeit_mm.reporting import report
+    from mcbeit_mm.reporting.logs import newest, read_scalars
 
     scalars = read_scalars(args.work_dir)
     tokenizer_log = read_scalars(args.tokenizer_dir) if args.tokenizer_dir else []
@@ -211,8 +212,8 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
 
 def transfer_sections(args: argparse.Namespace, device: str) -> list:
     """The table of all transfers, then a section for each task."""
-    from mcbeit_mm import transfer_report
-    from mcbeit_mm.transfer_runs import TransferRun
+    from mcbeit_mm.reporting import transfer_report
+    from mcbeit_mm.reporting.transfer_runs import TransferRun
 
     comparisons = [
         transfer_report.compare([TransferRun(folder) for folder in folders], device, args.max_val)
@@ -225,7 +226,7 @@ def transfer_sections(args: argparse.Namespace, device: str) -> list:
 def write_report(args: argparse.Namespace) -> Path:
     import torch
 
-    from mcbeit_mm import report
+    from mcbeit_mm.reporting import report
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     title, intro, sections = 'Transfer', '', []

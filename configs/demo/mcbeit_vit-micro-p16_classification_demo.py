@@ -40,5 +40,3 @@ default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=max_epochs, max_keep_ckpts=1, save_best=None),
 )
-# Validation accuracies are not to be averaged over epochs.
-log_processor = dict(mean_pattern=r'(loss|time|images_per_s)')

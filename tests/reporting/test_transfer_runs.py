@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mcbeit_mm import transfer_runs
-from mcbeit_mm.transfer_runs import TransferRun, config_differences
+from mcbeit_mm.reporting import transfer_runs
+from mcbeit_mm.reporting.transfer_runs import TransferRun, config_differences
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 LOGS = {

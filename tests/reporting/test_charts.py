@@ -5,8 +5,8 @@ import builtins
 import numpy as np
 import pytest
 
-from mcbeit_mm import charts
-from mcbeit_mm.visualization import MultiChoice
+from mcbeit_mm.reporting import charts
+from mcbeit_mm.reporting.visualization import MultiChoice
 
 
 def choice():

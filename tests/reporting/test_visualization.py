@@ -8,8 +8,7 @@ import torch
 from test_mcbeit import batch, tiny
 
 from mcbeit_mm import targets
-from mcbeit_mm.tokenizers.base import Tokenizer
-from mcbeit_mm.visualization import (
+from mcbeit_mm.reporting.visualization import (
     Prediction,
     can_decode,
     codes_in_place,
@@ -19,6 +18,7 @@ from mcbeit_mm.visualization import (
     score_tokenizer,
     telling_patches,
 )
+from mcbeit_mm.tokenizers.base import Tokenizer
 
 V, STRIDE = 6, 2
 

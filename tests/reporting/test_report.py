@@ -16,9 +16,9 @@ from mmengine.config import Config
 from PIL import Image
 from test_mcbeit import ARCH, NORM, TOKENIZER, tiny
 
-from mcbeit_mm import report
+from mcbeit_mm.reporting import report
+from mcbeit_mm.reporting.visualization import TokenizerScores
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
-from mcbeit_mm.visualization import TokenizerScores
 
 TITLES = [
     'Accuracy of the frozen features', 'Training curves', 'Reconstructions',

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mcbeit_mm.logs import newest, read_scalars
+from mcbeit_mm.reporting.logs import newest, read_scalars
 
 
 def write(work_dir, timestamp, entries, tail=''):

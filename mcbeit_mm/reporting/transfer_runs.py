@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from . import launch
-from .checkpoint import read_checkpoint, state_dict_of
+from .. import launch
+from ..checkpoint import read_checkpoint, state_dict_of
 from .logs import newest, read_scalars
 from .tallies import TALLIES, quiet
 

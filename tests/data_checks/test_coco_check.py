@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcbeit_mm.coco_check import check_coco, decode_counts
+from mcbeit_mm.data_checks.coco import check_coco, decode_counts
 
 SPLITS = (('annotations/train.json', 'photos'),)
 

@@ -15,11 +15,11 @@ from PIL import Image
 from test_report import Page
 from test_transfer_runs import ARCH, write_run
 
-from mcbeit_mm import transfer_report
-from mcbeit_mm.drawing import colours
-from mcbeit_mm.transfer_pictures import samples_table
-from mcbeit_mm.transfer_report import Comparison
-from mcbeit_mm.transfer_runs import Outcome, TransferRun
+from mcbeit_mm.reporting import transfer_report
+from mcbeit_mm.reporting.drawing import colours
+from mcbeit_mm.reporting.transfer_pictures import samples_table
+from mcbeit_mm.reporting.transfer_report import Comparison
+from mcbeit_mm.reporting.transfer_runs import Outcome, TransferRun
 
 DETECTION = {'coco/bbox_mAP': 0.251, 'coco/segm_mAP': 0.125}
 

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from .data_check import ImageInfo, Report, inspect_images, list_images
+from .common import ImageInfo, Report, inspect_images, list_images
 
 COCO = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
 KEYS = {

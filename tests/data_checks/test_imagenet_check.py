@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from mcbeit_mm.imagenet_check import check_imagenet, read_list
+from mcbeit_mm.data_checks.imagenet import check_imagenet, read_list
 
 CLASSES = ('n01', 'n02', 'n03')
 

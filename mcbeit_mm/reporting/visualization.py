@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mcbeit import MCBEiT
-from .targets import affinity, refine, soft_probs
-from .tokenizers.base import Tokenizer
+from ..mcbeit import MCBEiT
+from ..targets import affinity, refine, soft_probs
+from ..tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

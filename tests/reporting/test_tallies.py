@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from mcbeit_mm import tallies
+from mcbeit_mm.reporting import tallies
 
 
 class Dataset:

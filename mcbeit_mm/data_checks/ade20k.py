@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .data_check import Report, inspect_images, list_files, list_images, map_files
+from .common import Report, inspect_images, list_files, list_images, map_files
 
 SPLITS = ('training', 'validation')
 IGNORED = 255  # what mmseg ignores beside 0

@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from .data_check import ImageInfo, Report, inspect_images, list_images
+from .common import ImageInfo, Report, inspect_images, list_images
 
 SPLITS = ('train', 'val')
 IMAGENET = dict(train=1_281_167, val=50_000)  # images of ImageNet-1k

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcbeit_mm.ade20k_check import check_ade20k
+from mcbeit_mm.data_checks.ade20k import check_ade20k
 
 
 def put_mask(root, name, ids, split='training', mode=None):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcbeit_mm.data_check import Report, check_folder, inspect_image, list_images
+from mcbeit_mm.data_checks.common import Report, check_folder, inspect_image, list_images
 
 
 def picture(width=40, height=24, mode='RGB'):

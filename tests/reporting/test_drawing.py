@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcbeit_mm import drawing
+from mcbeit_mm.reporting import drawing
 
 
 def test_classes_are_blended_and_ignored_pixels_kept():

@@ -1,0 +1,1 @@
+"""Layouts of data sets, verified; one module per layout."""

@@ -1,0 +1,1 @@
+"""Logs, checkpoints and pictures of runs -> one HTML page."""
