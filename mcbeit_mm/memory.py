@@ -4,7 +4,7 @@ Counted: weights, gradients, AdamW's two moments, and every tensor that the forw
 the backward pass. Not counted: what kernels take for a moment, and the allocator's fragments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,18 +60,20 @@ def _size(tensor: Tensor) -> int:
 
 def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
     """Bytes kept at the worst moment: checkpointing brings back one block at a time."""
-    saved = _saved_bytes(model, batch_size, size, half)
-    if not getattr(model.backbone, 'with_cp', False):
-        return saved
-    model.backbone.with_cp = False
-    plain = _saved_bytes(model, batch_size, size, half)
-    model.backbone.with_cp = True
-    return saved + (plain - saved) // model.backbone.num_layers
-
-
-def _saved_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
     model.train()
+    batch = training_batch(model, batch_size, size)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    if not getattr(model.backbone, 'with_cp', False):
+        return _kept_bytes(lambda: model(**batch, mode='loss'), own, half)
+    block, arguments = model.backbone.blocks[0], []
+    hook = block.register_forward_pre_hook(lambda module, args: arguments.append(args))
+    kept = _kept_bytes(lambda: model(**batch, mode='loss'), own, half)
+    hook.remove()
+    return kept + _kept_bytes(lambda: block(*arguments[0]), own, half)
+
+
+def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
+    """Bytes of all storages but `own` that `run` keeps for its backward pass."""
     kept: dict[int, Tensor] = {}  # by storage: views of one tensor count once
 
     def keep(tensor: Tensor) -> Tensor:
@@ -80,16 +82,15 @@ def _saved_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half:
             kept[pointer] = tensor
         return tensor
 
-    batch = training_batch(model, batch_size, size)
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', torch.bfloat16, enabled=half),
         _lean_attention(),
     ):
-        losses = model(**batch, mode='loss')
-    size_of_all = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del losses
-    return size_of_all
+        result = run()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del result  # only now may the graph and its tensors go
+    return total
 
 
 class _LeanAttention(torch.autograd.Function):
@@ -97,8 +98,7 @@ class _LeanAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        out = torch.empty_like(query)  # the values do not matter, the graph is never run
-        out.zero_()
+        out = torch.zeros_like(query)  # the values do not matter, the graph is never run
         ctx.save_for_backward(query, key, value, bias, out, out.new_empty(out.shape[:-1]).float())
         return out
 
