@@ -29,8 +29,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
     Args:
         path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without
-            foreign objects), a ``.safetensors`` file, which gives the bare state dict, or a
-            folder of DeepSpeed (not of ZeRO stage 3) or Hugging Face.
+            foreign objects), a ``.safetensors`` file, which gives the bare state dict, a work dir
+            (its newest checkpoint), or a folder of DeepSpeed (not ZeRO stage 3) or Hugging Face.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -139,7 +139,11 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """Files that together are the checkpoint of a DeepSpeed or Hugging Face folder."""
+    """Files that together are the checkpoint in a work dir, a DeepSpeed or Hugging Face folder."""
+    noted = folder / 'last_checkpoint'
+    if noted.is_file():  # of MMEngine: a path, of which the folder may have moved since
+        newest = folder / Path(noted.read_text().strip()).name
+        return _files_of_folder(newest) if newest.is_dir() else [newest]
     latest = folder / 'latest'
     tagged = folder / Path(latest.read_text().strip()).name if latest.is_file() else folder
     states = sorted(tagged.glob('*mp_rank_*_model_states.pt'))

@@ -293,3 +293,13 @@ def test_sha256_of(tmp_path):
     content = bytes(range(256)) * 9000  # more than one chunk
     (tmp_path / 'x').write_bytes(content)
     assert sha256_of(tmp_path / 'x') == hashlib.sha256(content).hexdigest()
+
+
+def test_a_work_dir_gives_its_newest_checkpoint(tmp_path):
+    for epoch in (1, 2):
+        torch.save(dict(state_dict=dict(a=torch.full((1,), epoch))), tmp_path / f'epoch_{epoch}.pth')
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_2.pth')
+    assert read_checkpoint(tmp_path)['state_dict']['a'] == 2
+    (tmp_path / 'epoch_2.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='epoch_2.pth'):
+        read_checkpoint(tmp_path)
