@@ -297,7 +297,9 @@ def test_sha256_of(tmp_path):
 
 def test_a_work_dir_gives_its_newest_checkpoint(tmp_path):
     for epoch in (1, 2):
-        torch.save(dict(state_dict=dict(a=torch.full((1,), epoch))), tmp_path / f'epoch_{epoch}.pth')
+        torch.save(
+            dict(state_dict=dict(a=torch.full((1,), epoch))), tmp_path / f'epoch_{epoch}.pth'
+        )
     (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_2.pth')
     assert read_checkpoint(tmp_path)['state_dict']['a'] == 2
     (tmp_path / 'epoch_2.pth').unlink()
