@@ -46,7 +46,7 @@ def test_transfers_differ_in_the_initial_weights_only(demo, tmp_path, monkeypatc
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/data/{task}'
     before = next(w for w in todo['pretrain'].commands[''][1:] if w.endswith('.py'))
     pretraining = Config.fromfile(before)
-    weights = Path(cfg.model.backbone.init_cfg.checkpoint)
+    weights = cfg.model.backbone.init_cfg.checkpoint
     assert weights == tmp_path / 'pretrain' / f'epoch_{pretraining.train_cfg.max_epochs}.pth'
     for key in ('arch', 'img_size', 'layer_scale_init_value'):
         assert cfg.model.backbone[key] == pretraining.model.backbone[key]

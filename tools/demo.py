@@ -53,16 +53,13 @@ def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
 
 def stages(out: Path, data: Path, precision: str) -> list[Stage]:
     """The commands, in order; each could be typed by hand."""
-    from mmengine.config import Config
-
     tokenizer, pretrain, scores = out / 'tokenizer', out / 'pretrain', out / 'features.json'
     demo, train = ROOT / 'configs/demo', ['train.py', '--precision', precision]
     pretrain_config = demo / 'mcbeit_vit-micro-p16_demo.py'
-    epochs = Config.fromfile(pretrain_config).max_epochs
     env = dict(
         MCBEIT_DATA=f'{data}/classification',
         MCBEIT_TOKENIZER=f'{tokenizer}/tokenizer',
-        MCBEIT_WEIGHTS=f'{pretrain}/epoch_{epochs}.pth',
+        MCBEIT_WEIGHTS=f'{pretrain}',
     )
 
     def stage(name: str, minutes: float, what: str, words: list) -> Stage:

@@ -1,6 +1,6 @@
 """The demo's ViT learns which digit an image shows, from its pretrained weights or from scratch.
 
-MCBEIT_DATA=data/demo/classification MCBEIT_WEIGHTS=work_dirs/demo/pretrain/epoch_22.pth
+MCBEIT_DATA=data/demo/classification MCBEIT_WEIGHTS=work_dirs/demo/pretrain
 python tools/train.py configs/demo/mcbeit_vit-micro-p16_classification_demo.py, from scratch with
 --cfg-options model.backbone.init_cfg=None. One rate for all blocks (no layer decay): fair to both.
 """
@@ -20,7 +20,7 @@ model = dict(
         ),
         layer_scale_init_value=1.0,  # as the demo's pretraining
         abs_pos=True,
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain/epoch_22.pth}}'),
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
     ),
     head=dict(in_channels=128),
 )

@@ -1,6 +1,6 @@
 """The demo's ViT with a small Mask R-CNN learns to find all digits, with boxes and masks.
 
-MCBEIT_DATA=data/demo/detection MCBEIT_WEIGHTS=work_dirs/demo/pretrain/epoch_22.pth
+MCBEIT_DATA=data/demo/detection MCBEIT_WEIGHTS=work_dirs/demo/pretrain
 python tools/train.py configs/demo/mcbeit_vit-micro-p16_detection_demo.py, from scratch with
 --cfg-options model.backbone.init_cfg=None. Both starts: no layer decay, as the authors.
 """
@@ -23,7 +23,7 @@ model = dict(
         window_size=8,  # the whole image, as in pretraining: its table fits unchanged
         global_blocks=(0, 2, 3, 5),
         layer_scale_init_value=1.0,  # as the demo's pretraining
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain/epoch_22.pth}}'),
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
     ),
     neck=dict(in_channels=[128] * 4),
     # One to three digits per image, two CPU cores: few proposals and samples will do.

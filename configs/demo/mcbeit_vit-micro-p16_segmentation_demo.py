@@ -1,6 +1,6 @@
 """The demo's ViT with a narrow UperNet learns which digit each pixel belongs to.
 
-MCBEIT_DATA=data/demo/segmentation MCBEIT_WEIGHTS=work_dirs/demo/pretrain/epoch_22.pth
+MCBEIT_DATA=data/demo/segmentation MCBEIT_WEIGHTS=work_dirs/demo/pretrain
 python tools/train.py configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py, from scratch with
 --cfg-options model.backbone.init_cfg=None. One rate for all blocks (no layer decay): fair to both.
 """
@@ -22,7 +22,7 @@ model = dict(
         drop_path_rate=0.0,
         abs_pos=True,
         out_indices=[1, 2, 3, 5],
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain/epoch_22.pth}}'),
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
     ),
     neck=dict(embed_dim=128),
     decode_head=dict(
