@@ -47,7 +47,7 @@ def test_transfers_differ_in_the_initial_weights_only(demo, tmp_path, monkeypatc
     before = next(w for w in todo['pretrain'].commands[''][1:] if w.endswith('.py'))
     pretraining = Config.fromfile(before)
     weights = cfg.model.backbone.init_cfg.checkpoint
-    assert weights == tmp_path / 'pretrain' / f'epoch_{pretraining.train_cfg.max_epochs}.pth'
+    assert weights in todo['pretrain'].commands['']  # the work dir of pretraining
     for key in ('arch', 'img_size', 'layer_scale_init_value'):
         assert cfg.model.backbone[key] == pretraining.model.backbone[key]
     assert pretrained[-1] in todo['report'].commands['']
