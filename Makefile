@@ -5,7 +5,7 @@ PYTHON_HERE = "$$(tools/environment.sh)"
 
 help:
 	@echo 'make install  everything; EXTRAS=seg or PYTHON=python3.12 choose otherwise'
-	@echo 'make demo     a small pretraining run on the CPU, explained by README.md'
+	@echo 'make demo     pretraining and three transfers on the CPU, explained by README.md'
 	@echo "make test     the tests; ARGS='-k losses' goes to pytest"
 	@echo 'make check    ruff: lint and format'
 

@@ -36,6 +36,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: another folder, a damaged file, or content that only code could restore.
     """
+    if '://' in str(path):
+        raise ValueError(f'{path} is an address: download it and give the file')
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')

@@ -14,7 +14,7 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
     after it. Lists of "path label" need labels below the model's number of classes. Other data
     passes.
     """
-    datasets = {name: _innermost(cfg[name].dataset) for name in loaders if cfg.get(name)}
+    datasets = {name: innermost_dataset(cfg[name].dataset) for name in loaders if cfg.get(name)}
     labelled = {name: data for name, data in datasets.items() if _has_labels(data)}
     head = (cfg.model.get('head') or {}).get('num_classes')
     if not labelled or head is None:
@@ -36,9 +36,16 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
         if name in folders:
             _check_count(name, len(folders[name]), head, len(folders[name]) != head)
         else:
-            labels = read_list(Path(dataset.data_root) / dataset.ann_file)
+            labels = read_list(Path(dataset.get('data_root') or '') / dataset.ann_file)
             count = max(label for _, label in labels) + 1
             _check_count(name, count, head, count > head)
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """Return the data set inside wrappers such as RepeatDataset."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def _check_count(name: str, count: int, expected: int, wrong: bool) -> None:
@@ -50,17 +57,13 @@ def _check_count(name: str, count: int, expected: int, wrong: bool) -> None:
         )
 
 
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    return dataset
-
-
 def _has_labels(dataset: ConfigDict) -> bool:
     return dataset.type == 'CustomDataset' and dataset.get('with_label', True)
 
 
 def _class_folders(dataset: ConfigDict) -> list[str]:
     prefix = dataset.get('data_prefix') or ''
-    folder = Path(dataset.data_root) / (prefix if isinstance(prefix, str) else prefix['img_path'])
+    folder = Path(dataset.get('data_root') or '') / (
+        prefix if isinstance(prefix, str) else prefix['img_path']
+    )
     return sorted(path.name for path in folder.iterdir() if path.is_dir())

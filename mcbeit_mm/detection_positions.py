@@ -1,8 +1,9 @@
 """Positions of the detection backbone: attention bias, fit to other patch grids and checkpoints.
 
-Between patch grids one rule holds, for tables and `pos_embed`, at run time and on loading: a
-smaller grid takes a cut, since training pads its images at the right and bottom, so that a patch
-and an offset keep their meaning in a smaller image; a larger grid takes a bicubic enlargement.
+Pretrained shared tables are resized bicubically, per-block ones by the authors' geometric rule.
+Afterwards, between grids of detection, at run time and on loading, a smaller grid takes a cut,
+since training pads its images at the right and bottom, so that a patch and an offset keep their
+meaning in a smaller image; a larger grid takes a bicubic enlargement.
 """
 
 import math

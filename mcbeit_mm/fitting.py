@@ -138,6 +138,12 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     )
     if report.share < settings.min_match:
         raise SetupError(_too_few(report, settings.min_match))
+    deeper = {name.split('.')[1] for name in foreign if name.startswith('blocks.')}
+    if deeper and settings.min_match > 0 and max(map(int, deeper)) >= module.num_layers:
+        raise SetupError(
+            f'the weights have {max(map(int, deeper)) + 1} blocks, the backbone {module.num_layers}'
+            ': set the same arch, or min_match=0 to take the first blocks alone'
+        )
     if not (report.exact or settings.quiet):
         print_log(f'{type(module).__name__}: {report}', logger='current')
 

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 
-from .class_check import check_classes
+from .class_check import check_classes, innermost_dataset
 from .options import check_option, parse_options
-
-WEIGHTS_HINT = (
-    '; set MCBEIT_WEIGHTS=FILE (a checkpoint of pretraining), or to train from scratch '
-    '--cfg-options model.backbone.init_cfg=None'
-)
 
 
 @contextmanager
@@ -83,6 +80,13 @@ def checkpoint_to_resume(work_dir: str, resume: str) -> str | None:
         return None
 
 
+def skip_initial_weights(runner: Runner) -> None:
+    """Leave out the pretrained weights of a run that is resumed; its config still names them."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if hasattr(model, 'backbone'):
+        model.backbone.init_cfg = None
+
+
 def set_precision(cfg: Config, precision: str) -> None:
     """Choose 'fp32', 'fp16' or 'bf16' for the forward pass of any config."""
     kinds = dict(fp32='OptimWrapper', fp16='AmpOptimWrapper', bf16='Bf16OptimWrapper')
@@ -103,11 +107,20 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.base_batch_size /= accumulated
 
 
+def demand_all_weights(cfg: Config) -> None:
+    """Let a test fail when the checkpoint lacks a head: random weights have no score."""
+    for hook in cfg.get('custom_hooks') or []:
+        if hook.type == 'FitWeightsHook':
+            hook.complete = True
+
+
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Save every test image with its prediction below a folder, by the task's own visualizer."""
+    if cfg.get('launcher', 'none') != 'none':
+        raise ValueError('--show-dir draws in one process: use tools/test.py without a launcher')
     folder = str(Path(folder).resolve())
     hooks = dict(
-        mmpretrain=dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+        mmpretrain=dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
         mmseg=dict(type='SegVisualizationHook', draw=True),
         mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
     )
@@ -131,15 +144,14 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
     for name in loaders:
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
+            _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
     if cfg.get('default_scope') == 'mmpretrain':
         check_classes(cfg, loaders)
-    weights = {key: cfg.get(key) for key in ('load_from', 'resume_from')}
-    if not testing:
-        init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
-        weights['model.backbone.init_cfg.checkpoint'] = init_cfg.get('checkpoint')
-    for key, path in weights.items():
-        if path and '://' not in path and not Path(path).exists():
-            raise FileNotFoundError(f'{key}: no file {path}{WEIGHTS_HINT * (key[0] == "m")}')
+    path = cfg.get('load_from')
+    if path and '://' not in path and not Path(path).exists():
+        raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
+    if not (testing or cfg.get('resume')):
+        _check_initial_weights(cfg.model.get('backbone', {}).get('init_cfg'))
     wrapper = cfg.get('optim_wrapper', {})
     amp = wrapper.get('type') == 'AmpOptimWrapper' and not testing
     if amp and not torch.cuda.is_available():
@@ -148,9 +160,28 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
         )
 
 
+def _check_initial_weights(init_cfg: ConfigDict | list | None) -> None:
+    for entry in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
+        path = entry.get('checkpoint')
+        if path and not Path(path).exists():
+            raise FileNotFoundError(
+                f'model.backbone.init_cfg.checkpoint: no file {path}; set MCBEIT_WEIGHTS=FILE (a '
+                'checkpoint of pretraining), or to train from scratch '
+                '--cfg-options model.backbone.init_cfg=None'
+            )
+
+
+def _check_annotations(evaluator: ConfigDict | list | None) -> None:
+    for entry in evaluator if isinstance(evaluator, list) else [evaluator or {}]:
+        path = entry.get('ann_file')
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(
+                f'evaluator: no annotation file {path}; set MCBEIT_DATA=FOLDER, or its ann_file'
+            )
+
+
 def _check_dataset(name: str, dataset: ConfigDict) -> None:
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
+    dataset = innermost_dataset(dataset)
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
     prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())

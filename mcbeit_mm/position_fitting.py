@@ -25,6 +25,11 @@ def fit_vit(
     index = next((v for k, v in state.items() if k.endswith(INDEX)), None)
     state = drop_copied_tables({k: v for k, v in state.items() if not k.endswith(INDEX)})
     blocks = [f'blocks.{i}.{BLOCK_TABLE}' for i in range(model.num_layers)]
+    if SHARED_TABLE in state and any(name in state for name in blocks):
+        raise ValueError(
+            'the weights have a position table for all blocks and other ones for each block: '
+            'remove those that do not belong'
+        )
     if model.rel_pos == 'per_block' and SHARED_TABLE in state:
         state |= dict.fromkeys(blocks, state.pop(SHARED_TABLE))
     elif model.rel_pos == 'shared' and any(name in state for name in blocks):

@@ -26,7 +26,7 @@ def num_table_rows(grid: Grid) -> int:
 @lru_cache(maxsize=32)
 def position_index(grid: Grid, device: torch.device) -> Tensor:
     """Table row of each (query, key) pair, class token first: (1 + h*w, 1 + h*w) int64."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # kept for training too
         return gen_relative_position_index(grid, device=device)
 
 
@@ -99,7 +99,7 @@ def axis_matrix(
         degree = min(3, 2 * source - 2)
         spline = make_interp_spline(positions, np.eye(2 * source - 1), k=degree)
         matrix = spline(np.clip(wanted, positions[0], positions[-1]))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # kept for training too
         return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 

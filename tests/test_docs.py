@@ -134,3 +134,9 @@ def test_prepare_data_layouts_exist(doc):
     layouts = set(re.findall(r"layouts\.add_parser\(\s*'(\w+)'", tool))
     named = re.findall(r'prepare_data\.py (\w+)', doc.read_text())
     assert set(named) <= layouts
+
+
+@each_doc
+def test_no_placeholders(doc):
+    text = doc.read_text() if hasattr(doc, 'read_text') else (ROOT / doc).read_text()
+    assert not re.search(r'\b(MEM|TRANSFER_RESULTS|TODO|TBD)\b', text)

@@ -318,3 +318,23 @@ def test_init_cfg_with_other_initialisers(tmp_path):
     model.init_weights()
     assert model.fc_norm.weight.eq(3).all()
     assert not model.blocks[0].norm1.weight.eq(3).any()
+
+
+def test_weights_of_a_deeper_model_are_refused():
+    deep, shallow = (MCBEiTViT(dict(ARCH, num_layers=n), img_size=64) for n in (4, 2))
+    with pytest.raises(SetupError, match='have 4 blocks, the backbone 2'):
+        load_weights(shallow, deep.state_dict())
+    load_weights(shallow, deep.state_dict(), min_match=0)
+
+
+def test_both_kinds_of_tables_are_refused():
+    state = tiny(rel_pos='shared').state_dict()
+    own = tiny(rel_pos='per_block').state_dict()
+    tables = {k: v + 1 for k, v in own.items() if k.endswith('relative_position_bias_table')}
+    with pytest.raises(ValueError, match='for all blocks and other ones for each block'):
+        load_weights(tiny(rel_pos='per_block'), state | tables)
+
+
+def test_addresses_are_not_paths():
+    with pytest.raises(ValueError, match='https://x.org/w.pth is an address'):
+        load_weights(tiny(), 'https://x.org/w.pth')

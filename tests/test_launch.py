@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,3 +197,33 @@ def test_sync_batch_norm_becomes_plain_for_cpu_processes():
     model = dict(neck=dict(norm_cfg=dict(type='SyncBN', eps=1.0)), heads=[dict(type='MMSyncBN')])
     launch._use_plain_batch_norm(model)
     assert model == dict(neck=dict(norm_cfg=dict(type='BN', eps=1.0)), heads=[dict(type='BN')])
+
+
+def test_a_resumed_run_needs_no_initial_weights(cfg, tmp_path):
+    one_photo(tmp_path / 'train')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.model.backbone.init_cfg = [dict(type='Pretrained', checkpoint='nowhere.pth')]
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        launch.check_before_run(cfg)
+    cfg.resume = True
+    launch.check_before_run(cfg)
+    runner = SimpleNamespace(model=SimpleNamespace(backbone=SimpleNamespace(init_cfg='x')))
+    launch.skip_initial_weights(runner)
+    assert runner.model.backbone.init_cfg is None
+
+
+def test_missing_annotations_of_the_evaluator_are_found(cfg, tmp_path):
+    one_photo(tmp_path / 'val')
+    cfg.val_dataloader = dict(dataset=dict(data_root=str(tmp_path), data_prefix='val'))
+    cfg.train_dataloader = None
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.val_evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'val.json'))
+    with pytest.raises(FileNotFoundError, match='evaluator: no annotation file .*val.json'):
+        launch.check_before_run(cfg)
+
+
+def test_several_processes_draw_nothing(cfg, tmp_path):
+    cfg.launcher, cfg.default_scope = 'pytorch', 'mmdet'
+    with pytest.raises(ValueError, match='draws in one process'):
+        launch.draw_predictions(cfg, str(tmp_path))

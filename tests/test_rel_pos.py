@@ -96,3 +96,12 @@ def test_growing_tables_equal_the_authors(golden):
             shared = g['ckpt/rel_pos_bias.relative_position_bias_table']
             out = resize_table(shared, (source, source), (target, target))
             assert relative_error(out, expected) < 1e-5
+
+
+def test_matrices_made_in_inference_mode_serve_training():
+    grid = (5, 7)  # used by no other test: the caches are empty
+    with torch.inference_mode():
+        table_to_bias(torch.zeros(num_table_rows((3, 3)), 2), (3, 3), grid)
+    table = torch.zeros(num_table_rows((3, 3)), 2, requires_grad=True)
+    table_to_bias(table, (3, 3), grid).sum().backward()
+    assert table.grad.abs().sum() > 0

@@ -84,17 +84,12 @@ def load_model(cfg, checkpoint: dict, device: str):
     return model.to(device)
 
 
-def train_dataset(cfg) -> dict:
-    dataset = cfg.train_dataloader.dataset
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    return dataset
-
-
 def image_folder(cfg, root: Path | None) -> Path:
     """Return where the pictures come from: validation images rather than training ones."""
+    from mcbeit_mm.class_check import innermost_dataset
+
     if root is None:
-        dataset = train_dataset(cfg)
+        dataset = innermost_dataset(cfg.train_dataloader.dataset)
         prefix = dataset.get('data_prefix') or ''
         prefix = prefix if isinstance(prefix, str) else next(iter(prefix.values()))
         root = Path(dataset.get('data_root') or '', prefix)
@@ -114,8 +109,10 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
     from mmengine.dataset import default_collate
     from mmpretrain.datasets import CustomDataset
 
+    from mcbeit_mm.class_check import innermost_dataset
+
     pipeline = []
-    for step in train_dataset(cfg)['pipeline']:
+    for step in innermost_dataset(cfg.train_dataloader.dataset)['pipeline']:
         if step['type'] == 'TwoViewRandomResizedCrop':
             step = dict(step, scale=(1, 1), ratio=(1, 1))  # the largest square in the middle
         if step['type'] != 'RandomFlip':

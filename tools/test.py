@@ -42,6 +42,7 @@ def main() -> None:
         cfg.launcher = args.launcher
         cfg.load_from = str(launch.find_checkpoint(args.checkpoint))
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        launch.demand_all_weights(cfg)
         if args.show_dir:
             launch.draw_predictions(cfg, args.show_dir)
         launch.check_before_run(cfg, testing=True)

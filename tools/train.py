@@ -55,14 +55,14 @@ def main() -> None:
             launch.set_precision(cfg, args.precision or 'fp16')
         if args.auto_scale_lr:
             launch.scale_learning_rate(cfg)
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = launch.checkpoint_to_resume(cfg.work_dir, args.resume)
-            if cfg.load_from and cfg.model.get('backbone', {}).get('init_cfg'):
-                cfg.model.backbone.init_cfg = None  # the checkpoint has the weights
+        found = launch.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
+        if found:  # else the run starts as the config says
+            cfg.resume, cfg.load_from = True, found
         launch.check_before_run(cfg)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)
+        if found:
+            launch.skip_initial_weights(runner)
     with launch.one_line_errors(SetupError):
         runner.train()
 

@@ -13,6 +13,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),
+    dict(type='FitWeightsHook'),  # load_from: takes the authors' files too
     dict(type='TokenizerIdentityHook'),
     dict(type='ThroughputHook'),
 ]

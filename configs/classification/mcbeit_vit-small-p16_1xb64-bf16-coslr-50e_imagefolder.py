@@ -8,7 +8,6 @@ _base_ = './mcbeit_vit-small-p16_8xb128-amp-coslr-100e_in1k.py'
 
 model = dict(
     data_preprocessor=dict(num_classes=int('{{$MCBEIT_CLASSES:10}}')),
-    backbone=dict(init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-small-p16.pth}}')),
     head=dict(num_classes=int('{{$MCBEIT_CLASSES:10}}')),
 )
 train_dataloader = dict(

@@ -7,7 +7,7 @@ _base_ = './mcbeit_vit-base-p16_upernet_8xb2-amp-160k_ade20k-512x512.py'
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-base-p16_ft-in1k.pth}}')
+        init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-base-p16_in1k.pth}}')
     )
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-5))  # unilm beit, *_pt2ft.py; layer decay stays 0.9

@@ -1,5 +1,6 @@
 """Training hooks, one per file."""
 
+from .class_pictures import ClassPicturesHook
 from .epoch_seed import EpochSeedHook
 from .fit_weights import FitWeightsHook
 from .knn import KNNHook
@@ -8,6 +9,7 @@ from .throughput import ThroughputHook
 from .tokenizer_identity import TokenizerIdentityHook
 
 __all__ = [
+    'ClassPicturesHook',
     'EpochSeedHook',
     'FitWeightsHook',
     'KNNHook',

@@ -20,12 +20,13 @@ class FitWeightsHook(Hook):
 
     Args:
         min_match: smallest share of the backbone's tensors that must be found, else SetupError.
+        complete: all other parts must be found too, as for a test.
     """
 
     priority = 'ABOVE_NORMAL'  # before EMAHook copies the model and loads the same weights
 
-    def __init__(self, min_match: float = 0.9):
-        self.min_match = min_match
+    def __init__(self, min_match: float = 0.9, complete: bool = False):
+        self.min_match, self.complete = min_match, complete
 
     def before_run(self, runner: Runner) -> None:
         """Hand the threshold to the backbone, whose load pre-hook checks it."""
@@ -41,6 +42,13 @@ class FitWeightsHook(Hook):
             state, unused = place(model, state_dict_of(checkpoint))
         except ValueError as error:
             raise SetupError(f'load_from: {error}') from error
+        absent = [name for name in model.state_dict() if name not in state]
+        absent = [name for name in absent if not name.startswith(tuple(fitting_modules(model)))]
+        if self.complete and absent:
+            raise SetupError(
+                f'the checkpoint has no {", ".join(absent[:4])}; no place for '
+                f'{", ".join(unused[:4]) or "nothing"}: test with the config it was trained with'
+            )
         checkpoint['state_dict'] = state
         if unused:
             print_log(f'load_from: no place for {", ".join(unused)}', logger='current')

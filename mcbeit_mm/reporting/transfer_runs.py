@@ -69,7 +69,8 @@ class TransferRun:
     def pretrained(self) -> bool:
         """Whether the run started from given weights."""
         cfg = self.cfg
-        return bool(cfg.model.backbone.get('init_cfg') or cfg.get('load_from'))
+        given = cfg.get('load_from') and not cfg.get('resume')
+        return bool(cfg.model.backbone.get('init_cfg') or given)
 
     def metrics(self) -> dict[str, float]:
         """The last validation in the log, title -> percent; lacks what was never logged."""
@@ -94,7 +95,7 @@ def config_differences(first: Mapping, second: Mapping) -> list[str]:
         for key, value in items:
             yield from flatten(value, f'{name}.{key}' if name else str(key))
 
-    ignored = ('work_dir', 'model.backbone.init_cfg')
+    ignored = ('work_dir', 'load_from', 'resume', 'model.backbone.init_cfg')
     flat = [dict(flatten(cfg, '')) for cfg in (first, second)]
     return [
         key
@@ -150,6 +151,8 @@ def evaluate(
         dataset.get_subset_(np.sort(order[:max_images]).tolist())
         order = np.random.default_rng(0).permutation(len(dataset))
     kept, samples, first = set(order[:num_samples].tolist()), {}, 0
+    if not dataset.metainfo.get('classes'):  # lists of images name none
+        dataset._metainfo['classes'] = tuple(map(str, range(run.cfg.model.head.num_classes)))
     tally = TALLIES[run.task](dataset)
     for batch in loader:
         outputs = model.val_step(batch)

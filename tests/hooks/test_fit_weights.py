@@ -117,3 +117,15 @@ def test_other_models_and_resumed_runs_are_left_alone():
     runner = argparse.Namespace(model=Classifier(), _resume=True)
     hook.after_load_checkpoint(runner, checkpoint)
     assert checkpoint['state_dict'] is state
+
+
+def test_a_test_demands_the_head_too(tmp_path):
+    path = tmp_path / 'pretrained.pth'
+    torch.save(pretrained(), path)
+    with pytest.raises(SetupError, match='the checkpoint has no head.fc.weight'):
+        loaded(Classifier(), tmp_path, path, FitWeightsHook(complete=True))
+    trained = Classifier()
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    tested = Classifier()
+    loaded(tested, tmp_path, tmp_path / 'trained.pth', FitWeightsHook(complete=True))
+    assert_backbone(tested, trained)

@@ -14,7 +14,8 @@ optim_wrapper = dict(
         },
     ),
 )
-# The cosine runs over the whole training and is multiplied by the warm-up, as in detectron2.
+# The cosine runs over the whole training and is multiplied by the warm-up: practically as in
+# detectron2, which interpolates to the cosine's value at the warm-up's end.
 param_scheduler = [
     dict(
         type='LinearLR',
