@@ -267,3 +267,12 @@ def test_help_does_not_import_torch():
     result = run('-X', 'importtime', str(PATH), '--help')
     assert result.returncode == 0 and 'usage' in result.stdout
     assert 'argparse' in result.stderr and '| torch' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    'found, level', [('4.57.6', doctor.OK), ('5.23.0', doctor.WARN), (None, None)]
+)
+def test_transformers_of_version_5_are_named(environment, found, level):
+    environment(BASE | ONEDL | ({'transformers': found} if found else {}))
+    lines = list(doctor.check_transformers())
+    assert [line[0] for line in lines] == ([level] if level else [])

@@ -148,6 +148,15 @@ def check_openmmlab() -> Iterator[Line]:
     yield from check_setuptools(bool(mainline))
 
 
+def check_transformers() -> Iterator[Line]:
+    found = version('transformers')
+    if numbers(found) >= (5,):
+        text = f"{found} breaks the import of mmpretrain (1.3.6); pip install 'transformers<5'"
+        yield WARN, 'transformers', text
+    elif found:
+        yield OK, 'transformers', f'{found} (optional; slows the import of mmpretrain and mmdet)'
+
+
 def check_setuptools(mainline: bool) -> Iterator[Line]:
     found = version('setuptools') or 'none'
     if importlib.util.find_spec('distutils') is None:
@@ -209,6 +218,7 @@ def checks() -> Iterator[Line]:
     yield from check_distribution('timm', '1.0.31')
     yield from check_scipy()
     yield from check_opencv()
+    yield from check_transformers()
     yield from check_openmmlab()
     yield from check_mcbeit()
 

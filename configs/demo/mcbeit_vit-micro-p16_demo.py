@@ -6,7 +6,7 @@ own choice for 700 steps: absolute positions, layer scale 1 and 60 % masking lea
 
 _base_ = '../pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
-max_epochs = 22
+max_epochs = 18
 grid = 8
 data_root = '{{$MCBEIT_DATA:data/demo/classification}}'
 
@@ -49,5 +49,5 @@ custom_hooks = [
     dict(type='EpochSeedHook'),
     dict(type='TokenizerIdentityHook'),
     dict(type='ThroughputHook'),
-    dict(type='KNNHook', data=data_root, interval=11, layer=3, num_workers=0),
+    dict(type='KNNHook', data=data_root, interval=9, layer=3, num_workers=0),
 ]

@@ -2,7 +2,7 @@
 
 _base_ = '../tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'
 
-max_iters = 500
+max_iters = 450
 
 model = dict(n_embed=256, warmup_iters=max_iters // 4, total_iters=max_iters)
 train_dataloader = dict(

@@ -125,7 +125,7 @@ def _curves(comparison: Comparison) -> str:
             points = [(entry['step'], factor * entry[key]) for entry in run.scalars if key in entry]
             if points:
                 lines[name] = points
-        if lines:
+        if any(len(points) > 1 for points in lines.values()):  # the table shows single values
             panels[title] = lines
     if not panels:
         return note('No curves: the runs logged nothing.')
