@@ -213,7 +213,9 @@ def test_a_config_that_does_not_fit(tmp_path, folder, config, call):
     config.write_text(CONFIG.replace('feedforward_channels=32', 'feedforward_channels=64'))
     code, _, err = call(tmp_path / 'epoch_1.pth', '--data', folder, '--config', config)
     assert code == 2
-    assert 'size mismatch for blocks.0.mlp.fc1.weight' in err.split('error: ')[1].split('\n')[0]
+    line = err.split('error: ')[1].split('\n')[0]
+    assert 'only 82% of the backbone' in line
+    assert 'blocks.0.mlp.fc1.weight (32, 16), expected (64, 16)' in line
 
 
 @pytest.mark.parametrize(
