@@ -24,6 +24,24 @@ def _buffer_method(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
+def _number_type(*args: object) -> np.dtype:
+    """Stand in for numpy.dtype: types that hold objects turn bytes of a file into pointers."""
+    dtype = np.dtype(*args)
+    if dtype.kind not in 'biuf':
+        raise pickle.UnpicklingError(f'numpy.dtype{args!r} is no type of numbers')
+    return dtype
+
+
+class _Array(np.ndarray):
+    """Stands in for numpy.ndarray, which would take a buffer of pointers; saved as the original."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> '_Array':
+        raise pickle.UnpicklingError('numpy.ndarray is called by the file')
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+
 def _allowed() -> list:
     """What MMEngine's own checkpoints hold beside tensors: logs and NumPy numbers."""
     core = getattr(np, '_core', None) or np.core
@@ -34,8 +52,8 @@ def _allowed() -> list:
         for function in functions
         for core_name in ('core', '_core')  # before and since NumPy 2
     ]
-    getter = (_buffer_method, 'builtins.getattr')
-    return [HistoryBuffer, np.dtype, np.ndarray, *numbers, *aliases, getter]
+    aliases += [(_number_type, 'numpy.dtype'), (_Array, 'numpy.ndarray')]
+    return [HistoryBuffer, *numbers, *aliases, (_buffer_method, 'builtins.getattr')]
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)

@@ -106,3 +106,29 @@ def test_init_cfg_of_any_module_takes_wrapped_weights(tmp_path):
     module = Plain(dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
     module.init_weights()
     assert module.w.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    'payload',
+    [
+        Payload(np.ndarray, (1,), 'O', b'pointer!'),
+        Payload(np.dtype, 'O', False, True),
+        Payload(np.dtype, 'V8', False, True),
+    ],
+)
+def test_bytes_do_not_become_pointers(tmp_path, payload):
+    """Such arrays crash the process when read, so the reader must not make them."""
+    torch.save({'state_dict': {'a': torch.ones(1)}, 'x': payload}, tmp_path / 'bad.pth')
+    loaded = _load_checkpoint(str(tmp_path / 'bad.pth'), map_location='cpu')
+    assert type(loaded['x']).__module__ == 'mcbeit_mm.inert_pickle'  # a stand-in
+    assert loaded['state_dict']['a'] == 1
+
+
+def test_logs_survive_a_second_resume(tmp_path):
+    buffer = HistoryBuffer([1.5, 2.5], [1, 1])
+    for name in ('first.pth', 'second.pth'):
+        torch.save({'state_dict': {}, 'buffer': buffer}, tmp_path / name)
+        buffer = _load_checkpoint(str(tmp_path / name), map_location='cpu')['buffer']
+        assert buffer.mean() == 2 and list(buffer.data[0]) == [1.5, 2.5]
+    buffer.update(5)
+    assert buffer.current() == 5
