@@ -126,8 +126,10 @@ class MultiChoiceLoss(nn.Module):
         detach_affinity: bool = False,
     ):
         super().__init__()
-        if tau <= 0 or tau_affinity <= 0:
-            raise ValueError(f'temperatures must be positive, got {tau=} and {tau_affinity=}')
+        if tau < 0 or tau_affinity <= 0:
+            raise ValueError(
+                f'need tau >= 0 (0: hard targets) and tau_affinity > 0, got {tau=} {tau_affinity=}'
+            )
         if not 0 <= omega <= 1:
             raise ValueError(f'omega weights the refined term and lies in [0, 1], got {omega}')
         self.tau, self.omega = tau, omega

@@ -10,8 +10,14 @@ from torch import Tensor
 
 
 def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
-    """Probabilities p = softmax(z / tau), (B, L, V), of logits z (B, V, h, w) or (B, V, L)."""
-    return (at_least_fp32(token_logits).flatten(2) / tau).softmax(dim=1).transpose(1, 2)
+    """Probabilities p = softmax(z / tau), (B, L, V), of logits z (B, V, h, w) or (B, V, L).
+
+    tau = 0 is the limit: all on the best code, BEiT's single choice.
+    """
+    logits = at_least_fp32(token_logits).flatten(2)
+    if tau == 0:
+        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+    return (logits / tau).softmax(dim=1).transpose(1, 2)
 
 
 def affinity(feats: Tensor, tau_affinity: float = 1.0) -> Tensor:

@@ -128,7 +128,7 @@ def test_wrong_shapes_are_named(change, message):
         multi_choice_loss(*inputs.values())
 
 
-@pytest.mark.parametrize('settings', [dict(tau=0), dict(omega=1.2), dict(tau_affinity=-1)])
+@pytest.mark.parametrize('settings', [dict(tau=-1), dict(omega=1.2), dict(tau_affinity=-1)])
 def test_module_refuses_impossible_settings(settings):
     with pytest.raises(ValueError, match='must be positive|lies in'):
         MultiChoiceLoss(**settings)

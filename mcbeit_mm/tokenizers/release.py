@@ -12,6 +12,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 SIZES = ('ddconfig', 'n_embed', 'embed_dim')
+TOKENIZERS = {  # class in taming-transformers -> who loads it here
+    'GumbelVQ': 'GumbelVQGANTokenizer',
+    'EMAVQ': 'EMAVQGANTokenizer',
+}
 DECODER = ('decoder.', 'post_quant_conv.')
 HOW_TO_GET_ONE = (
     'train one with a config of configs/tokenizer or configs/demo (it writes '
@@ -20,7 +24,7 @@ HOW_TO_GET_ONE = (
 
 
 def locate(
-    checkpoint: str | os.PathLike | None, sizes: Mapping[str, Any]
+    checkpoint: str | os.PathLike | None, sizes: Mapping[str, Any], target: str
 ) -> tuple[Path | None, dict[str, Any]]:
     """Find the weight file and the sizes of a VQGAN.
 
@@ -28,18 +32,20 @@ def locate(
         checkpoint: a folder with ``model.yaml`` and ``last.ckpt`` (or, as taming-transformers
             lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
         sizes: ``ddconfig``, ``n_embed`` and ``embed_dim`` as given by the user, None where not.
+        target: class that the folder's YAML should name, as far as its name is known.
 
     Returns:
         The weight file (None without checkpoint) and the complete sizes.
 
     Raises:
         FileNotFoundError: no such file or folder, or a part of the folder is missing.
-        ValueError: sizes are neither given nor in the folder, or contradict it.
+        ValueError: sizes are neither given nor in the folder, or contradict it; or the folder
+            holds a VQGAN of another kind.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
     if checkpoint is not None and Path(checkpoint).is_dir():
         folder = Path(checkpoint)
-        stored = _read_sizes(folder)
+        stored = _read_sizes(folder, target)
         _check_agreement(given, stored, folder)
         return _find_weights(folder), stored
     if checkpoint is not None and not Path(checkpoint).exists():
@@ -85,14 +91,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
 
 
 def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[str, Any]) -> None:
-    """Write ``model.yaml`` and ``last.ckpt`` so that ``checkpoint=folder`` loads them.
+    """Write a VQGAN as ``model.yaml`` and ``last.ckpt`` so that ``checkpoint=folder`` loads it.
 
     Each file appears complete or not at all.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = json.loads(json.dumps({name: sizes[name] for name in SIZES}))  # plain types for YAML
-    content = {'model': {'target': 'taming.models.vqgan.GumbelVQ', 'params': params}}
+    content = {'model': {'target': model.target, 'params': params}}
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     (folder / 'model.yaml.part').write_text(yaml.safe_dump(content, sort_keys=False))
     torch.save({'state_dict': state}, folder / 'last.ckpt.part')
@@ -114,7 +120,7 @@ def _find_weights(folder: Path) -> Path:
     raise _incomplete(folder, 'last.ckpt or checkpoints/last.ckpt')
 
 
-def _read_sizes(folder: Path) -> dict[str, Any]:
+def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
     """Read model.params of the first YAML file that has them (configs/ holds others too)."""
     files = [file for file in (folder / 'model.yaml',) if file.is_file()]
     files += sorted(folder.glob('configs/*.yaml'))
@@ -122,11 +128,17 @@ def _read_sizes(folder: Path) -> dict[str, Any]:
         raise _incomplete(folder, 'model.yaml or configs/*.yaml')
     for file in files:
         try:
-            params = yaml.safe_load(file.read_text())['model']['params']
-            return {name: params[name] for name in SIZES}
+            model = yaml.safe_load(file.read_text())['model']
+            sizes = {name: model['params'][name] for name in SIZES}
+            break
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             reason = f'{type(error).__name__}: {error}'
-    raise ValueError(f'{file}: no model.params with {", ".join(SIZES)} ({reason})')
+    else:
+        raise ValueError(f'{file}: no model.params with {", ".join(SIZES)} ({reason})')
+    kind = str(model.get('target', '')).rpartition('.')[2]
+    if kind in TOKENIZERS and kind != target.rpartition('.')[2]:
+        raise ValueError(f"{file} describes a {kind}: use type='{TOKENIZERS[kind]}' for it")
+    return sizes
 
 
 def _check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:

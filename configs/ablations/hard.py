@@ -1,0 +1,5 @@
+"""BEiT's targets: the tokenizer's best code alone, no refinement."""
+
+_base_ = './baseline.py'
+
+model = dict(head=dict(tau=0.0, omega=0.0))

@@ -1,0 +1,5 @@
+"""Refined targets weigh 0.8 instead of 0.2."""
+
+_base_ = './baseline.py'
+
+model = dict(head=dict(omega=0.8))

@@ -1,0 +1,5 @@
+"""Refined targets weigh 1 instead of 0.2."""
+
+_base_ = './baseline.py'
+
+model = dict(head=dict(omega=1.0))
