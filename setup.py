@@ -31,6 +31,7 @@ setup(
         'numpy>=1.26',
         'pillow>=10',
         'pyyaml',
+        'torchmetrics>=1.4',
         'onedl-mmengine>=0.10.12',
         'onedl-mmcv>=2.3.6',
         'onedl-mmpretrain>=1.3.6',

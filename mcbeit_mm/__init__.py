@@ -12,6 +12,7 @@ mmcv_ops.install()  # before anything imports mmcv.ops
 
 from . import (  # noqa: E402
     backbone,
+    datasets,
     detection,
     head,
     hooks,
@@ -26,6 +27,7 @@ from . import (  # noqa: E402
 
 __all__ = [
     'backbone',
+    'datasets',
     'detection',
     'head',
     'hooks',

@@ -25,7 +25,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
     Tensors, numbers, strings and containers come back as they were saved. Objects of other
     classes (``argparse.Namespace``, Lightning callbacks, NumPy values, ...) come back as
-    inert stand-ins, subclasses of ``dict`` and ``list`` as plain ones.
+    inert stand-ins, subclasses of ``dict`` and ``list`` as plain ones, and a file that holds a
+    whole module (``torch.save(module)``) gives the bare state dict.
 
     Args:
         path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Foreign objects become stubs, but these hold tensors: dropping them would lose weights silently.
 TENSOR_GLOBALS = ('torch._utils.', 'torch._tensor.', 'torch.nested.', 'torch.distributed.tensor.')
+MODULE_STATE = ('_parameters', '_buffers', '_modules')  # in the __dict__ of every nn.Module
+TRANSIENT = '_non_persistent_buffers_set'
 
 _registry_lock = threading.Lock()
 
 
 class _Inert:
-    """Stand-in for a foreign class or function: takes anything, keeps nothing."""
+    """Stand-in for a foreign class or function: takes anything, keeps what makes a module."""
+
+    module_state: dict[str, Any] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
         return super().__new__(cls)
@@ -27,7 +32,10 @@ class _Inert:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        if isinstance(state, tuple) and len(state) == 2:  # of a class with slots: __dict__, slots
+            state = state[0]
+        if isinstance(state, dict) and all(isinstance(state.get(k), dict) for k in MODULE_STATE):
+            self.module_state = {name: state.get(name) for name in (*MODULE_STATE, TRANSIENT)}
 
     def __repr__(self) -> str:
         return f'<unread {type(self).__qualname__}>'
@@ -48,7 +56,17 @@ class _InertList:
 
 
 def load_inert(path: Path) -> Any:
-    """Load a file of `torch.save` to CPU; objects of foreign classes come back as stand-ins."""
+    """Load a file of `torch.save` to CPU; objects of foreign classes come back as stand-ins.
+
+    A whole pickled module (``torch.save(module)``) comes back as its state dict.
+    """
+    content = _load(path)
+    if isinstance(content, _Inert) and content.module_state:
+        return dict(_named_tensors(content))
+    return content
+
+
+def _load(path: Path) -> Any:
     with _registry_lock, _empty_registry():
         stubs = {name: _stub(name, _Inert) for name in _foreign_globals(path)}
         while True:
@@ -59,6 +77,27 @@ def load_inert(path: Path) -> Any:
             except pickle.UnpicklingError as error:
                 if not _turn_into_container(stubs, str(error)):
                     raise
+
+
+def _named_tensors(
+    module: Any, prefix: str = '', parents: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Give parameters and persistent buffers the names that `nn.Module.state_dict` would."""
+    if not isinstance(module, _Inert) or not module.module_state or module in parents:
+        raise ValueError(
+            f'{prefix[:-1]} in its module is no module that is read here ({module!r:.80})'
+        )
+    parameters, buffers, children = (module.module_state[name] for name in MODULE_STATE)
+    transient = module.module_state[TRANSIENT] or ()
+    buffers = {name: value for name, value in buffers.items() if name not in transient}
+    for name, tensor in (parameters | buffers).items():
+        if isinstance(tensor, Tensor):
+            yield f'{prefix}{name}', tensor
+        elif tensor is not None:  # such as bias=False
+            raise ValueError(f'{prefix}{name} in its module is {tensor!r:.100}, not a tensor')
+    for name, child in children.items():
+        if child is not None:
+            yield from _named_tensors(child, f'{prefix}{name}.', (*parents, module))
 
 
 def _foreign_globals(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 
 from .class_check import check_classes, innermost_dataset
+from .grid_check import check_grids
 from .options import check_option, parse_options
 
 
@@ -139,7 +140,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 
 def check_before_run(cfg: Config, testing: bool = False) -> None:
-    """Find at once what would fail minutes later: data folders, weights, precision."""
+    """Find at once what would fail minutes later: folders, sizes, weights, precision."""
     loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
     for name in loaders:
         if cfg.get(name):
@@ -147,6 +148,8 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
             _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
     if cfg.get('default_scope') == 'mmpretrain':
         check_classes(cfg, loaders)
+    if not testing:
+        check_grids(cfg)
     path = cfg.get('load_from')
     if path and '://' not in path and not Path(path).exists():
         raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')

@@ -8,6 +8,7 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from .grid_check import check_tokens, check_vocab
 from .timer import DeviceTimer
 from .tokenizers.base import Tokenizer
 
@@ -19,7 +20,8 @@ class MCBEiT(BaseSelfSupervisor):
     `inputs` is [student view (B, 3, H, W) normalised, tokenizer view (B, 3, h*s, w*s) in [0, 1]]
     for a patch grid (h, w) and a tokenizer of stride s; each data sample holds a `mask` (h, w),
     True = masked. The tokenizer (`target_generator`) follows the model's device but is no
-    submodule: it stays out of the state dict, the optimizer and DistributedDataParallel.
+    submodule: it stays out of the state dict, the optimizer and DistributedDataParallel. With
+    `vocab_size=None` the head takes the tokenizer's.
     """
 
     def __init__(
@@ -33,6 +35,9 @@ class MCBEiT(BaseSelfSupervisor):
         # First, so that a missing tokenizer is found before a large backbone is initialised.
         if not isinstance(target_generator, Tokenizer):
             target_generator = MODELS.build(target_generator)
+        vocab_size = target_generator.vocab_size
+        if isinstance(head, dict) and head.get('vocab_size', vocab_size) is None:
+            head = dict(head, vocab_size=vocab_size)
         super().__init__(
             backbone=backbone,
             head=head,
@@ -40,11 +45,7 @@ class MCBEiT(BaseSelfSupervisor):
             init_cfg=init_cfg,
         )
         del self.target_generator  # the base class registers the slot as a (None) attribute
-        if target_generator.vocab_size != self.head.vocab_size:
-            raise ValueError(
-                f'the tokenizer has {target_generator.vocab_size} codes, the head predicts '
-                f'{self.head.vocab_size}: set model.head.vocab_size={target_generator.vocab_size}'
-            )
+        check_vocab(self.head.vocab_size, vocab_size)
         self._tokenizer = [target_generator]  # a list hides it from nn.Module
         self.tokenizer_timer = DeviceTimer()
 
@@ -64,8 +65,10 @@ class MCBEiT(BaseSelfSupervisor):
     def loss(self, inputs: list[Tensor], data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Tokenize the second view, encode the masked first view, compare on the masked patches."""
         student_view, tokenizer_view = inputs
-        mask = torch.stack([sample.mask for sample in data_samples]).flatten(1).bool()
+        mask = torch.stack([sample.mask for sample in data_samples]).bool()
+        check_tokens(tokenizer_view.shape[2:], self.tokenizer.stride, mask.shape[1:])
+        mask = mask.flatten(1).to(student_view.device)
         with self.tokenizer_timer.measure(student_view.device):
             token_logits = self.tokenizer(tokenizer_view)
-        feats = self.backbone(student_view, mask.to(student_view.device))[-1][:, 1:]
-        return self.head.loss(feats, token_logits, mask.to(student_view.device))
+        feats = self.backbone(student_view, mask)[-1][:, 1:]
+        return self.head.loss(feats, token_logits, mask)

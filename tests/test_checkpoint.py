@@ -190,8 +190,8 @@ def test_not_a_checkpoint(tmp_path):
     path.write_bytes(pickle.dumps({'w': 1}))
     with pytest.raises(ValueError, match='re-save'):
         read_checkpoint(path)
-    torch.save(torch.nn.Linear(2, 2), path)
-    with pytest.raises(ValueError, match=r'unread torch\.nn\.modules\.linear\.Linear.*a dict'):
+    torch.save(argparse.Namespace(a=1), path)
+    with pytest.raises(ValueError, match=r'unread argparse\.Namespace.*a dict'):
         read_checkpoint(path)
     with pytest.raises(ValueError, match='folder'):
         read_checkpoint(tmp_path)

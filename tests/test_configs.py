@@ -5,9 +5,11 @@ import re
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 PRETRAIN = [path for path in CONFIGS if path.parent.name == 'pretrain']
+TOKENIZERS = [path for path in CONFIGS if path.parent.name == 'tokenizer']
 PRECISION = dict(amp='AmpOptimWrapper', bf16='Bf16OptimWrapper', fp32='OptimWrapper')
 NAME = re.compile(
     r'mcbeit_vit-(?P<arch>[a-z]+)-p(?P<patch>\d+)'
@@ -98,19 +100,32 @@ def test_readme_lists_every_config():
         assert rows == {p.stem for p in CONFIGS if p.parent.name == folder}
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name == 'tokenizer'], ids=str)
+@pytest.mark.parametrize('path', TOKENIZERS, ids=lambda p: p.stem)
 def test_tokenizer_name_agrees_with_content(path):
-    match = re.fullmatch(r'gumbel-vqgan_f(\d+)-(\d+)_(\d+)xb(\d+)-(\d+)k_photos-(\d+)px', path.stem)
-    stride, codes, gpus, batch, thousands, pixels = map(int, match.groups())
+    kind, *numbers = re.fullmatch(
+        r'(gumbel|ema)-vqgan_f(\d+)-(\d+)_(\d+)xb(\d+)-(\d+)k_photos-(\d+)px', path.stem
+    ).groups()
+    stride, codes, gpus, batch, thousands, pixels = map(int, numbers)
     cfg = Config.fromfile(path)
+    assert cfg.model.type == dict(gumbel='GumbelVQGANTrainer', ema='EMAVQGANTrainer')[kind]
     assert 2 ** (len(cfg.model.ddconfig.ch_mult) - 1) == stride
     assert cfg.model.n_embed == codes
     assert cfg.train_dataloader.batch_size == batch
     assert cfg.auto_scale_lr.base_batch_size == gpus * batch
     iters = thousands * 1000
-    assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == cfg.model.total_iters == iters
+    assert cfg.train_cfg.max_iters == cfg.model.total_iters == iters
+    assert all(schedule.end == iters for schedule in cfg.param_scheduler)
+    assert cfg.model.warmup_iters < iters and iters % cfg.train_cfg.val_interval == 0
     crop = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'RandomResizedCrop')
+    shown = {s.type: s for s in cfg.val_dataloader.dataset.pipeline}
     assert crop.scale == cfg.model.ddconfig.resolution == pixels
+    assert shown['ResizeEdge'].scale == shown['CenterCrop'].crop_size == pixels
+    assert {cfg.train_dataloader.dataset.split, cfg.val_dataloader.dataset.split} == {
+        'train',
+        'val',
+    }
+    if codes < 8192:  # the arguments are the trainer's
+        MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -118,6 +133,7 @@ def test_logs_average_training_values_only(path):
     """The mean over the window would mix the accuracies of the last ten evaluations."""
     pattern = Config.fromfile(path).log_processor.mean_pattern
     metrics = ('accuracy/top1', 'mIoU', 'aAcc', 'mAcc', 'coco/bbox_mAP', 'knn_top1', 'lr')
+    metrics += ('val/psnr', 'val/ssim', 'val/codebook_usage', 'val/perplexity')
     assert not [name for name in metrics if re.match(pattern, name)]
     trained = ['loss', 'loss_rpn_cls', 'decode.loss_ce', 'time', 'grad_norm', 'images_per_s']
     if path.parent.name in ('classification', 'segmentation', 'detection'):

@@ -20,7 +20,10 @@ CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1
 
 @pytest.fixture
 def cfg():
-    return Config.fromfile(CONFIG)
+    cfg = Config.fromfile(CONFIG)
+    sizes = dict(ddconfig=dict(ch_mult=[1, 1, 2, 4]), n_embed=8192, embed_dim=256)
+    cfg.model.target_generator = dict(type='GumbelVQGANTokenizer', **sizes)  # no file to look for
+    return cfg
 
 
 def one_photo(folder):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import backbone_from
+from mmengine.config import ConfigDict
 from mmpretrain.structures import DataSample
 
 from mcbeit_mm.mcbeit import MCBEiT
@@ -121,10 +122,19 @@ def test_vocabularies_must_agree():
         tiny(head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=8192))
 
 
-def test_grids_must_agree():
+def test_vocabulary_may_be_the_tokenizers():
+    head = ConfigDict(type='MCBEiTHead', embed_dims=32, vocab_size=None)
+    model = tiny(head=head)
+    assert model.head.vocab_size == len(model.head.lm_head.weight) == 24
+    assert head == dict(type='MCBEiTHead', embed_dims=32, vocab_size=None)
+
+
+@pytest.mark.parametrize('size, tokens', [((64, 64), '8x8'), ((32, 24), '4x3')])
+def test_grids_must_agree(size, tokens):
     inputs, samples = batch()
-    with pytest.raises(ValueError, match='tokenizer view'):
-        tiny()([inputs[0], torch.rand(2, 3, 64, 64)], samples, mode='loss')
+    message = f'gives {tokens} tokens .stride 8. for 4x4 patches: set second_size=32'
+    with pytest.raises(ValueError, match=message):
+        tiny()([inputs[0], torch.rand(2, 3, *size)], samples, mode='loss')
 
 
 def test_bf16_autocast_leaves_the_tokenizer_in_fp32():

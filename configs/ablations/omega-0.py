@@ -1,4 +1,4 @@
-"""Refined targets weigh 0 instead of 0.2."""
+"""No refinement: targets are the tokenizer's probabilities."""
 
 _base_ = './baseline.py'
 

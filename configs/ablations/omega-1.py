@@ -1,4 +1,4 @@
-"""Refined targets weigh 1 instead of 0.2."""
+"""Refined targets alone."""
 
 _base_ = './baseline.py'
 

@@ -6,8 +6,11 @@ max_iters = 450
 
 model = dict(n_embed=256, warmup_iters=max_iters // 4, total_iters=max_iters)
 train_dataloader = dict(
-    dataset=dict(data_root='{{$MCBEIT_DATA:data/demo/classification}}', data_prefix='train')
+    dataset=dict(
+        split='all', data_root='{{$MCBEIT_DATA:data/demo/classification}}', data_prefix='train'
+    )
 )
+val_dataloader = val_evaluator = val_cfg = None  # the report measures it on its own images
 param_scheduler = [dict(type='WarmupCosineLR', warmup=50, end=max_iters, by_epoch=False)]
 train_cfg = dict(max_iters=max_iters)
 default_hooks = dict(

@@ -6,6 +6,8 @@ configs/pretrain/mcbeit_vit-small-p16_1xb256-bf16-coslr-300e_photos.py
 
 _base_ = './mcbeit_vit-small-p16_16xb128-amp-coslr-800e_in1k.py'
 
+model = dict(head=dict(vocab_size=None))  # the tokenizer's, whichever it is
+
 train_dataloader = dict(
     batch_size=256,
     num_workers=8,

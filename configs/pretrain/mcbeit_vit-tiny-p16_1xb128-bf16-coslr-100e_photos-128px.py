@@ -18,7 +18,7 @@ model = dict(
         img_size=128,
         drop_path_rate=0.0,
     ),
-    head=dict(embed_dims=192, vocab_size=512),
+    head=dict(embed_dims=192, vocab_size=None),  # the tokenizer's
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),

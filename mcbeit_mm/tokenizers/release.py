@@ -61,28 +61,39 @@ def locate(
     return (None if checkpoint is None else Path(checkpoint)), given
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> bool:
-    """Copy a VQGAN's weights into ``model``; False when they hold no decoder at all.
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: Path,
+    decoder: tuple[str, ...] = DECODER,
+    sizes: tuple[str, ...] = SIZES,
+) -> bool:
+    """Copy a tokenizer's weights into ``model``; False when they hold no decoder at all.
 
     Entries the model does not have (losses, discriminator) are dropped with one log line.
+
+    Args:
+        source: where the weights are from, for messages.
+        decoder: how the names of the weights begin that only decoding needs.
+        sizes: arguments that the shapes depend on, for messages.
 
     Raises:
         ValueError: names are missing (a decoder may be absent as a whole) or shapes differ.
     """
     expected = model.state_dict()
-    has_decoder = any(name.startswith(DECODER) for name in weights)
+    has_decoder = any(name.startswith(decoder) for name in weights)
     wrong = [
         f'{name} is missing'
         if name not in weights
         else f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
         for name, tensor in expected.items()
-        if (has_decoder or not name.startswith(DECODER))
+        if (has_decoder or not name.startswith(decoder))
         and (name not in weights or weights[name].shape != tensor.shape)
     ]
     if wrong:
         raise ValueError(
             f'{source} does not fit {type(model).__name__}: {"; ".join(wrong[:4])} '
-            f'({len(wrong)} of {len(expected)} parameters). Check ddconfig, n_embed and embed_dim'
+            f'({len(wrong)} of {len(expected)} parameters). Check {", ".join(sizes)}'
         )
     if dropped := [name for name in weights if name not in expected]:
         print_log(f'{source}: {len(dropped)} unused entries ({dropped[0]}, ...)', 'current')

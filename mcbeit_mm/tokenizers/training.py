@@ -1,41 +1,65 @@
-"""Train a small Gumbel VQGAN on your own images: a plain autoencoder first, then its codes.
+"""Train a VQGAN on your own images: what its kinds share, from the losses to the validation.
 
-A codebook that starts at random collapses to a few codes. Here encoder and decoder first learn
-without one; then k-means over the encoder's latents places the codes and the classifier that
-picks them, and training goes on with straight-through Gumbel samples, reconstruction loss and a
-small KL to the uniform distribution, as the Gumbel VQGAN of CompVis/taming-transformers.
+A codebook that starts at random collapses to a few codes. So encoder and decoder may first learn
+without one (`warmup_iters`); then k-means over the encoder's latents places the codes, and
+training goes on with the quantizer of the subclass. The losses are those of
+CompVis/taming-transformers (VQLPIPSWithDiscriminator).
 """
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import broadcast
-from mmengine.hooks import Hook
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, is_model_wrapper
-from mmengine.registry import HOOKS, MODELS
-from mmengine.runner import Runner
-from torch import Tensor
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
 
-from .gumbel_vqgan import GumbelVQGAN
-from .release import write_release
+from .adversarial import adversarial_loss
+from .codebook import CodeUsage, as_vectors, count_codes, draw, kmeans
+from .vqgan import VQGAN
+
+REC_LOSSES = {
+    'l1': F.l1_loss,
+    'l2': F.mse_loss,
+    'l1+l2': lambda a, b: F.l1_loss(a, b) + F.mse_loss(a, b),
+}
 
 
-@MODELS.register_module()
-class GumbelVQGANTrainer(BaseModel):
-    """A GumbelVQGAN in training; inputs are images (B, 3, H, W) in [0, 1].
+class Quantized(NamedTuple):
+    """What a quantizer makes of latents (B, D, h, w)."""
+
+    latents: Tensor  # (B, D, h, w) for the decoder, gradients passed straight through
+    ids: Tensor  # (B, h, w), the likeliest codes
+    loss: Tensor  # weighted: what the quantizer adds to the loss
+    logs: dict[str, Tensor]
+
+
+class VQGANTrainer(BaseModel):
+    """A VQGAN in training; inputs are images (B, 3, H, W) in [0, 1].
+
+    A subclass names its `network` and implements `quantize`, `place_codes` and `restart_codes`.
 
     Args:
-        warmup_iters: iterations of the plain autoencoder before the codes are placed.
-        total_iters: length of training; the temperature falls exponentially until then.
-        temperature: Gumbel-softmax temperature when codes come in, and at the end.
-        rec_weight: weight of the reconstruction's L1.
-        kl_weight: weight of KL(softmax(logits) || uniform).
-        start_entropy: mean entropy of softmax(logits) right after the codes are placed, as a
-            share of ln V: how soft the first choices are.
+        ddconfig, n_embed, embed_dim: sizes as for `VQGAN`.
+        warmup_iters: iterations of the plain autoencoder before k-means places the codes; 0
+            trains with the random codes of the network from the start, as taming does.
+        total_iters: length of training; all schedules end then.
+        rec_loss: 'l1', 'l2' or 'l1+l2', of images in [-1, 1].
+        perceptual: config of a loss on two batches of images that gives (B,) distances.
+        discriminator: config of a network that gives logits of images, high for real ones.
+        disc_weight: weight of the adversarial loss relative to the reconstruction loss, by the
+            norms of their gradients at the last layer; 0.8 in taming's configs.
+        disc_start: first iteration with it; 250001 in taming's ImageNet config.
+        restart_interval: every so many iterations, dead codes are put on random latents; 0 never.
+
+    Raises:
+        ValueError: the phases do not fit into `total_iters`, or there is no such `rec_loss`.
     """
+
+    network: type[VQGAN]
 
     def __init__(
         self,
@@ -44,147 +68,167 @@ class GumbelVQGANTrainer(BaseModel):
         embed_dim: int,
         warmup_iters: int,
         total_iters: int,
-        temperature: tuple[float, float] = (1.0, 0.5),
+        rec_loss: str = 'l1',
         rec_weight: float = 1.0,
-        kl_weight: float = 1e-4,
-        start_entropy: float = 0.5,
+        perceptual: dict | None = None,
+        perceptual_weight: float = 1.0,
+        discriminator: dict | None = None,
+        disc_weight: float = 0.8,
+        disc_start: int = 0,
+        restart_interval: int = 0,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        if not 0 < warmup_iters < total_iters:
-            raise ValueError(
-                f'need 0 < warmup_iters < total_iters, got {warmup_iters=} {total_iters=}'
-            )
+        _check_phases(warmup_iters, disc_start if discriminator else 0, total_iters)
+        if rec_loss not in REC_LOSSES:
+            raise ValueError(f'rec_loss is one of {", ".join(REC_LOSSES)}, got {rec_loss!r}')
         self.sizes = dict(ddconfig=dict(ddconfig), n_embed=n_embed, embed_dim=embed_dim)
-        self.vqgan = GumbelVQGAN(**self.sizes)
+        self.vqgan = self.network(**self.sizes)
         self.warmup_iters, self.total_iters = warmup_iters, total_iters
-        self.temperature, self.start_entropy = temperature, start_entropy
-        self.rec_weight, self.kl_weight = rec_weight, kl_weight
-        # In the state dict, so that a resumed run goes on with the same schedule and statistics.
+        self.rec_loss, self.rec_weight = rec_loss, rec_weight
+        self.perceptual = MODELS.build(perceptual) if perceptual else None
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = MODELS.build(discriminator) if discriminator else None
+        self.disc_weight, self.disc_start = disc_weight, disc_start
+        self.restart_interval = restart_interval
+        self.usage = CodeUsage(n_embed)
+        # In the state dict, so that a resumed run goes on with the same schedules.
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
-        self.register_buffer('usage', torch.full((n_embed,), 1 / n_embed))  # moving code histogram
         self._latents: list[Tensor] = []
 
-    def tau(self) -> float:
-        """Gumbel-softmax temperature of the current iteration."""
+    @property
+    def has_codes(self) -> bool:
+        """Whether the codes are in their places, which the first iteration after warm-up does."""
+        return not self.warmup_iters or int(self.iteration) > self.warmup_iters
+
+    def progress(self) -> float:
+        """Share, 0 to 1, of the iterations with codes that lie behind."""
         span = self.total_iters - self.warmup_iters
-        progress = min(max((int(self.iteration) - self.warmup_iters) / span, 0.0), 1.0)
-        start, end = self.temperature
-        return start * (end / start) ** progress
+        return min(max((int(self.iteration) - self.warmup_iters) / span, 0.0), 1.0)
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        """Pick codes for fp32 latents (B, D, h, w); called outside autocast."""
+        raise NotImplementedError
+
+    def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
+        """Start with codes (V, D), the same on all ranks; vectors (N, D) are this rank's."""
+        raise NotImplementedError
+
+    def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
+        """Put the codes `ids` (K,) on (K, D); both are the same on all ranks."""
+        raise NotImplementedError
 
     def forward(
-        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
-    ) -> Tensor | dict[str, Tensor]:
-        """Token logits of images (B, 3, H, W) in [0, 1]; the losses with mode='loss'."""
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[DataSample]:
+        """Token logits of images (B, 3, H, W) in [0, 1]; losses or predictions by `mode`."""
         x = 2 * inputs - 1
-        return self.loss(x) if mode == 'loss' else self.vqgan.encode(x)
+        if mode == 'loss':
+            return self.loss(x)
+        return self.predict(x, data_samples) if mode == 'predict' else self.vqgan.encode(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """One step of whichever phase the iteration is in; x (B, 3, H, W) in [-1, 1]."""
-        vqgan = self.vqgan
-        latents = vqgan.encode_latents(x).float()
-        with_codes = int(self.iteration) >= self.warmup_iters
-        if int(self.iteration) == self.warmup_iters and self.training:
-            self._place_codes(torch.cat(self._latents or [_vectors(latents)]))
-            self._latents = []
-        logits = vqgan.quantize['proj'](latents).float()
-        if with_codes:
-            codes = F.gumbel_softmax(logits, self.tau(), hard=True, dim=1)
-            images = vqgan.decode_tokens(codes)
+        latents = self.vqgan.encode_latents(x).float()
+        if int(self.iteration) >= self.warmup_iters:
+            with torch.autocast(x.device.type, enabled=False):
+                if self.training:
+                    self._prepare_codes(latents)
+                latents, ids, total, logs = self.quantize(latents)
+                if self.training:
+                    self.usage.update(count_codes(ids, self.vqgan.vocab_size))
+            logs = logs | self.usage.logs()
         else:
             self._keep(latents)
-            images = vqgan.decode_latents(latents)
-        rec = (images.float() - x).abs().mean()
-        log_probs = logits.log_softmax(dim=1)
-        kl = (log_probs.exp() * (log_probs + math.log(logits.shape[1]))).sum(dim=1).mean()
-        if with_codes:
-            total = self.rec_weight * rec + self.kl_weight * kl
-        else:  # every parameter takes part in every backward pass, which DDP insists on
-            total = self.rec_weight * rec + 0 * kl + 0 * vqgan.quantize['embed'].weight.sum()
+            total, logs = _zero(self.vqgan.quantize), {}
+        images = self.vqgan.decode_latents(latents)
+        rec, rec_logs = self._reconstruction(images.float(), x)
+        gan, gan_logs = self._adversarial(images, x, rec)
         self.iteration += self.training
-        return dict(loss=total, **self._metrics(images, x, rec, kl, logits))
+        return dict(loss=rec + total + gan, **rec_logs, **logs, **gan_logs)
 
     @torch.no_grad()
-    def _metrics(self, images: Tensor, x: Tensor, rec: Tensor, kl: Tensor, logits: Tensor) -> dict:
-        mse = ((images.float().clamp(-1, 1) - x) / 2).square().mean((1, 2, 3))
-        ids = logits.argmax(dim=1).flatten()
-        histogram = torch.bincount(ids, minlength=len(self.usage)) / ids.numel()
-        self.usage.lerp_(histogram, 0.02)
-        return dict(
-            rec=rec.detach(),
-            kl=kl.detach(),
-            psnr=(-10 * mse.clamp_min(1e-10).log10()).mean(),
-            temperature=rec.new_tensor(self.tau()),
-            # A code counts as used when it holds over a tenth of its fair share.
-            codebook_usage=(self.usage > 0.1 / len(self.usage)).float().mean(),
-            perplexity=torch.special.entr(self.usage).sum().exp(),
-        )
+    def predict(self, x: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
+        """Set `reconstruction`, `original` (3, H, W) in [0, 1], `codes` (h, w), `vocab_size`.
+
+        During the warm-up the reconstruction is that of the plain autoencoder.
+        """
+        latents = self.vqgan.encode_latents(x).float()
+        with torch.autocast(x.device.type, enabled=False):
+            ids = self.vqgan.token_logits(latents).argmax(dim=1)
+        decode = self.vqgan.decode_tokens if self.has_codes else self.vqgan.decode_latents
+        images = decode(ids if self.has_codes else latents).float()
+        data_samples = data_samples or [DataSample() for _ in x]
+        for sample, image, original, codes in zip(data_samples, images, x, ids, strict=True):
+            sample.set_field(((image + 1) / 2).clamp(0, 1), 'reconstruction')
+            sample.set_field((original + 1) / 2, 'original')
+            sample.set_field(codes, 'codes')
+            sample.set_field(self.vqgan.vocab_size, 'vocab_size')
+        return data_samples
+
+    def _reconstruction(self, images: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        rec = REC_LOSSES[self.rec_loss](images, x)
+        mse = ((images.detach().clamp(-1, 1) - x) / 2).square().mean((1, 2, 3))
+        logs = dict(rec=rec.detach(), psnr=(-10 * mse.clamp_min(1e-10).log10()).mean())
+        total = self.rec_weight * rec
+        if self.perceptual is not None:
+            distance = self.perceptual(images, x).float().mean()
+            total = total + self.perceptual_weight * distance
+            logs['perceptual'] = distance.detach()
+        return total, logs
+
+    def _adversarial(self, images: Tensor, x: Tensor, rec: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Generator's plus discriminator's loss, for images of the decoder and real ones."""
+        disc = self.discriminator
+        if disc is None:
+            return 0, {}
+        if int(self.iteration) < self.disc_start:
+            return _zero(disc), {}
+        last_layer = self.vqgan.decoder.conv_out.weight
+        return adversarial_loss(disc, images, x, rec, last_layer, self.disc_weight)
 
     @torch.no_grad()
     def _keep(self, latents: Tensor) -> None:
         """Remember the newest latents: 64 vectors per code are plenty for k-means."""
-        self._latents.append(_vectors(latents))
-        while sum(map(len, self._latents[1:])) >= 64 * len(self.usage):
+        self._latents.append(as_vectors(latents))
+        while sum(map(len, self._latents[1:])) >= 64 * self.vqgan.vocab_size:
             self._latents.pop(0)
 
     @torch.no_grad()
-    def _place_codes(self, vectors: Tensor) -> None:
-        """Set codebook and classifier so that logits are minus scaled squared distances."""
-        codes = kmeans(vectors, len(self.usage))
-        # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2, and softmax does not see the last term.
-        squared = codes.square().sum(dim=1)
-        scale = scale_for_entropy(2 * vectors[:4096] @ codes.T - squared, self.start_entropy)
-        proj = self.vqgan.quantize['proj']
-        proj.weight.copy_((2 * scale * codes)[:, :, None, None])
-        proj.bias.copy_(-scale * squared)
-        self.vqgan.quantize['embed'].weight.copy_(codes)
-        for tensor in (proj.weight, proj.bias, self.vqgan.quantize['embed'].weight):
-            broadcast(tensor.data)  # each rank has seen other images
-        print_log(f'placed {len(codes)} codes by k-means over {len(vectors)} latents', 'current')
+    def _prepare_codes(self, latents: Tensor) -> None:
+        """Place the codes when the warm-up has just ended; later, restart dead ones.
+
+        Before any of them enters the graph. Adam's moments of restarted rows stay: those of a
+        code that was not picked have decayed to about zero.
+        """
+        since = int(self.iteration) - self.warmup_iters
+        if since == 0 and self.warmup_iters:
+            vectors = torch.cat(self._latents or [as_vectors(latents)])
+            self._latents = []
+            self.place_codes(kmeans(vectors, self.vqgan.vocab_size), vectors)
+            _tell(f'placed {self.vqgan.vocab_size} codes by k-means over {len(vectors)} latents')
+        elif since > 0 and self.restart_interval and since % self.restart_interval == 0:
+            dead = (~self.usage.in_use()).nonzero().flatten()
+            if len(dead):
+                self.restart_codes(dead, draw(as_vectors(latents), len(dead)))
+                self.usage.restart(dead)
+                _tell(f'restarted {len(dead)} dead codes')
 
 
-def _vectors(latents: Tensor) -> Tensor:
-    return latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+def _check_phases(warmup_iters: int, disc_start: int, total_iters: int) -> None:
+    if not 0 <= warmup_iters < total_iters or not 0 <= disc_start < total_iters:
+        raise ValueError(
+            'need 0 <= warmup_iters < total_iters and 0 <= disc_start < total_iters, got '
+            f'{warmup_iters=} {disc_start=} {total_iters=}'
+        )
 
 
-def kmeans(vectors: Tensor, num_codes: int, rounds: int = 10) -> Tensor:
-    """Lloyd's algorithm: (N, D) vectors -> (num_codes, D) centres; empty ones are redrawn."""
-
-    def draw(count: int) -> Tensor:
-        return vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
-
-    centres = draw(num_codes)
-    for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in vectors.split(8192)])
-        counts = torch.bincount(nearest, minlength=num_codes)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
-        means = sums / counts.clamp_min(1).unsqueeze(1)
-        centres = torch.where(counts.unsqueeze(1) > 0, means, draw(num_codes))
-    return centres
+def _zero(module: nn.Module) -> Any:
+    """Return 0 with gradient 0 for all trainable parameters: DDP wants all in every backward."""
+    return sum(0 * p.sum() for p in module.parameters() if p.requires_grad)
 
 
-def scale_for_entropy(logits: Tensor, share: float) -> float:
-    """Factor that gives softmax(factor * logits), (N, V), a mean entropy of share * ln V nats."""
-    low, high = 1e-6, 1e6
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        entropy = torch.special.entr((middle * logits).softmax(dim=1)).sum(dim=1).mean()
-        low, high = (middle, high) if entropy > share * math.log(logits.shape[1]) else (low, middle)
-    return middle
-
-
-@HOOKS.register_module()
-class ExportTokenizerHook(Hook):
-    """After training, write `<work_dir>/tokenizer` (model.yaml, last.ckpt) in the released layout.
-
-    `GumbelVQGANTokenizer(checkpoint='<work_dir>/tokenizer')` loads it without further arguments.
-    """
-
-    def after_train(self, runner: Runner) -> None:
-        """Write the folder on the first rank."""
-        if runner.rank == 0:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            folder = f'{runner.work_dir}/tokenizer'
-            write_release(folder, model.vqgan, model.sizes)
-            runner.logger.info(f'tokenizer written to {folder}')
+def _tell(message: str) -> None:
+    if is_main_process():
+        print_log(message, 'current')

@@ -7,14 +7,12 @@ positions and layer scale 1 learn sooner. Tokenizer: configs/tokenizer, trained 
 _base_ = '../../pretrain/mcbeit_vit-tiny-p16_1xb128-bf16-coslr-100e_photos-128px.py'
 
 model = dict(
-    backbone=dict(
-        arch=dict(num_layers=4), img_size=96, layer_scale_init_value=1.0, abs_pos=True
-    )
+    backbone=dict(arch=dict(num_layers=4), img_size=96, layer_scale_init_value=1.0, abs_pos=True)
 )
-pipeline = _base_.train_pipeline
-pipeline[2].update(size=96, second_size=48)
-pipeline[3].update(grid_size=6)
-train_dataloader = dict(num_workers=1, dataset=dict(pipeline=pipeline))
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(size=96, second_size=48)
+train_pipeline[3].update(grid_size=6)
+train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(max_epochs=10)
 param_scheduler = _base_.param_scheduler

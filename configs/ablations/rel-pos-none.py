@@ -1,0 +1,5 @@
+"""Absolute position embeddings alone, without the shared relative position bias."""
+
+_base_ = './baseline.py'
+
+model = dict(backbone=dict(rel_pos='none', abs_pos=True))

@@ -1,0 +1,5 @@
+"""Tokenizer probabilities at temperature 1 instead of 4."""
+
+_base_ = './baseline.py'
+
+model = dict(head=dict(tau=1.0))

@@ -1,0 +1,5 @@
+"""Tokenizer probabilities at temperature 2 instead of 4."""
+
+_base_ = './baseline.py'
+
+model = dict(head=dict(tau=2.0))

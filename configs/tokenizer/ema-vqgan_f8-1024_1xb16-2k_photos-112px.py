@@ -1,0 +1,5 @@
+"""The same with nearest-neighbour codes; load it as EMAVQGANTokenizer."""
+
+_base_ = './gumbel-vqgan_f8-1024_1xb16-2k_photos-112px.py'
+
+model = dict(type='EMAVQGANTrainer')

@@ -1,0 +1,5 @@
+"""The same with nearest-neighbour codes; load it as EMAVQGANTokenizer."""
+
+_base_ = './gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'
+
+model = dict(type='EMAVQGANTrainer')

@@ -1,0 +1,17 @@
+"""Full size with nearest-neighbour codes: decay 0.99, beta 0.25 (taming-transformers' EMAVQ)."""
+
+_base_ = [
+    '../_base_/models/vqgan_f8-8192.py',
+    '../_base_/datasets/photos_tokenizer-256px.py',
+    '../_base_/schedules/tokenizer_adam_1000k.py',
+]
+
+model = dict(
+    type='EMAVQGANTrainer',
+    warmup_iters=0,
+    total_iters=1_000_000,
+    decay=0.99,
+    beta=0.25,
+    restart_interval=0,  # none upstream
+)
+train_dataloader = dict(batch_size=8, num_workers=8)

@@ -1,0 +1,44 @@
+"""Write the tokenizer that is being trained as a folder that pretraining loads."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..tokenizers.release import write_release
+
+
+@HOOKS.register_module()
+class ExportTokenizerHook(Hook):
+    """Writes `<work_dir>/tokenizer` (model.yaml, last.ckpt) in the released layout.
+
+    That is after training and, once there are codes, after each validation in between: a run
+    that is stopped early still has its tokenizer. `checkpoint='<work_dir>/tokenizer'` is all that
+    GumbelVQGANTokenizer, or EMAVQGANTokenizer, needs.
+    """
+
+    _training = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Tell validation in between from validation alone, which writes nothing."""
+        self._training = True
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the folder, once there are codes."""
+        if self._training and _unwrap(runner).has_codes:
+            self._write(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the folder."""
+        self._training = False
+        self._write(runner)
+
+    def _write(self, runner: Runner) -> None:
+        if runner.rank == 0:
+            model, folder = _unwrap(runner), f'{runner.work_dir}/tokenizer'
+            write_release(folder, model.vqgan, model.sizes)
+            runner.logger.info(f'tokenizer written to {folder}')
+
+
+def _unwrap(runner: Runner):
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,0 +1,211 @@
+"""DALL-E's discrete VAE, the tokenizer of BEiT."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoint import read_checkpoint, state_dict_of
+from .base import Tokenizer, embed_tokens
+from .release import load_weights
+
+EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images lie in [EPS, 1 - EPS]
+GROUPS = 4  # group_count of dall_e/encoder.py; the resolution changes between them
+DECODER_INIT = 128  # n_init of dall_e/decoder.py
+ENCODER_KERNELS = (3, 3, 3, 1)
+DECODER_KERNELS = (1, 3, 3, 3)
+HOW_TO_GET_ONE = (
+    'download https://cdn.openai.com/dall-e/encoder.pkl and, to see reconstructions, decoder.pkl '
+    'from beside it into one folder, and give that'
+)
+
+
+class Conv(nn.Module):
+    """Same-padded convolution whose parameters are named w (C', C, k, k) and b (C',)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int):
+        super().__init__()
+        weight = torch.randn(out_channels, in_channels, kernel, kernel)
+        self.w = nn.Parameter(weight / (in_channels * kernel**2) ** 0.5)
+        self.b = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
+
+
+class Block(nn.Module):
+    """Shortcut plus ``gain`` times four pre-activated convolutions: (B, C, H, W) -> (B, C', H, W).
+
+    They are a quarter as wide as the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernels: Sequence[int], gain: float):
+        super().__init__()
+        self.gain = gain
+        same = in_channels == out_channels
+        self.id_path = nn.Identity() if same else Conv(in_channels, out_channels, 1)
+        widths = [in_channels] + [out_channels // 4] * 3 + [out_channels]
+        layers = OrderedDict()
+        for i, kernel in enumerate(kernels):
+            layers[f'relu_{i + 1}'] = nn.ReLU()
+            layers[f'conv_{i + 1}'] = Conv(widths[i], widths[i + 1], kernel)
+        self.res_path = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``id_path(x) + gain * res_path(x)``."""
+        return self.id_path(x) + self.gain * self.res_path(x)
+
+
+class Trunk(nn.Module):
+    """A convolution, four groups of blocks, a 1x1 convolution; the resolution changes thrice.
+
+    Args:
+        widths: channels after the first convolution and after each group.
+        kernel: size of the first convolution.
+        block_kernels: sizes of the four convolutions of a block.
+        resize: what follows the groups 1 to 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        out_channels: int,
+        kernel: int,
+        block_kernels: Sequence[int],
+        n_blk_per_group: int,
+        resize: nn.Module,
+    ):
+        super().__init__()
+        self.blocks = nn.Sequential()
+        self.blocks.add_module('input', Conv(in_channels, widths[0], kernel))
+        gain = 1 / (GROUPS * n_blk_per_group) ** 2
+        for i in range(GROUPS):
+            group = nn.Sequential()
+            for j in range(n_blk_per_group):
+                block = Block(widths[i + (j > 0)], widths[i + 1], block_kernels, gain)
+                group.add_module(f'block_{j + 1}', block)
+            if i + 1 < GROUPS:
+                group.add_module('resize', resize)
+            self.blocks.add_module(f'group_{i + 1}', group)
+        output = OrderedDict(relu=nn.ReLU(), conv=Conv(widths[-1], out_channels, 1))
+        self.blocks.add_module('output', nn.Sequential(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return self.blocks(x)
+
+
+@MODELS.register_module()
+class DALLETokenizer(Tokenizer):
+    """Frozen discrete VAE of DALL-E (arXiv 2102.12092), 8 pixels per token.
+
+    Follows ``dall_e`` (openai/DALL-E), with its parameter names, but in fp32: there, and so in
+    the authors' pretraining, all convolutions except the one that gives the logits run in fp16
+    on CUDA.
+
+    Args:
+        n_hid: width of the encoder at full resolution.
+        vocab_size: number of tokens V.
+        checkpoint: folder with ``encoder.pkl`` and, for reconstructions, ``decoder.pkl`` as OpenAI
+            released them (nothing in them is executed), a file of the encoder alone, such as
+            OpenMMLab's ``dalle_encoder.pth``, or a state dict of ``encoder.*`` and ``decoder.*``.
+            Without it the weights are random.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without ``encoder.pkl``.
+        ValueError: the weights cannot be read, or do not fit the sizes.
+    """
+
+    stride = 2 ** (GROUPS - 1)
+
+    def __init__(
+        self,
+        n_hid: int = 256,
+        n_blk_per_group: int = 2,
+        vocab_size: int = 8192,
+        checkpoint: str | os.PathLike | None = None,
+    ):
+        super().__init__()
+        file, weights = _read_weights(checkpoint)
+        self.vocab_size = vocab_size
+        widths = [n_hid, n_hid, 2 * n_hid, 4 * n_hid, 8 * n_hid]
+        self.encoder = Trunk(
+            3, widths, vocab_size, 7, ENCODER_KERNELS, n_blk_per_group, nn.MaxPool2d(2)
+        )
+        widths = [DECODER_INIT, *widths[:0:-1]]
+        up = nn.Upsample(scale_factor=2, mode='nearest')
+        # 6 channels: means and log-scales of the logit-Laplace distribution, of which only the
+        # means make an image
+        self.decoder = Trunk(vocab_size, widths, 6, 1, DECODER_KERNELS, n_blk_per_group, up)
+        sizes = ('n_hid', 'n_blk_per_group', 'vocab_size')
+        if file is None:
+            print_log(f'{type(self).__name__}: no checkpoint, random weights', 'current')
+        elif not load_weights(self, weights, Path(checkpoint), ('decoder.',), sizes):
+            self.decoder = None
+        self.freeze(file)
+
+    @classmethod
+    def geometry(cls, vocab_size: int = 8192, **config: Any) -> dict[str, int]:
+        """Return vocab_size and stride for constructor arguments, without reading weights."""
+        return {'vocab_size': vocab_size, 'stride': cls.stride}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map [0, 1] to [0.1, 0.9], ``map_pixels`` there."""
+        return (1 - 2 * EPS) * images + EPS
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Invert :meth:`normalize`."""
+        return (x - EPS) / (1 - 2 * EPS)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return token_logits (B, V, H/8, W/8) of images (B, 3, H, W) in [0.1, 0.9]."""
+        return self.encoder(x)
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Return images, in (0, 1), nominally in [0.1, 0.9], of ids (B, h, w) or probs."""
+        if self.decoder is None:
+            raise ValueError(
+                f'{self.weights_file} holds no decoder weights: it can only tokenize; put '
+                'decoder.pkl beside encoder.pkl and give the folder'
+            )
+        blocks = self.decoder.blocks
+        codebook = blocks.input.w.flatten(1).t()  # a 1x1 convolution of one-hot tokens
+        x = embed_tokens(tokens, codebook) + blocks.input.b[:, None, None]
+        return blocks[1:](x)[:, :3].sigmoid()
+
+
+def _read_weights(
+    checkpoint: str | os.PathLike | None,
+) -> tuple[Path | None, dict[str, Tensor]]:
+    """Return the file that makes the tokens, and all weights, as encoder.* and decoder.*."""
+    if checkpoint is None:
+        return None, {}
+    checkpoint = Path(checkpoint)
+    if not checkpoint.exists():
+        raise FileNotFoundError(f'No tokenizer at {checkpoint}: {HOW_TO_GET_ONE}')
+    file, decoder = checkpoint, None
+    if checkpoint.is_dir():
+        file, decoder = checkpoint / 'encoder.pkl', checkpoint / 'decoder.pkl'
+        if not file.is_file():
+            raise FileNotFoundError(
+                f'{checkpoint} has no encoder.pkl (it holds '
+                f'{sorted(os.listdir(checkpoint))[:10]}): {HOW_TO_GET_ONE}'
+            )
+    weights = _prefixed(state_dict_of(read_checkpoint(file)), 'encoder.')
+    if decoder is not None and decoder.is_file():
+        weights |= _prefixed(state_dict_of(read_checkpoint(decoder)), 'decoder.')
+    return file, weights
+
+
+def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Name the weights of one half of the network as parts of the whole."""
+    return {f'{prefix}{k}' if k.startswith('blocks.') else k: v for k, v in weights.items()}

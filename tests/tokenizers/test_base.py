@@ -1,0 +1,104 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from golden_tokenizers import TINY, write_golden
+
+from mcbeit_mm.tokenizers import GumbelVQGANTokenizer, Tokenizer
+from mcbeit_mm.tokenizers.base import sha256_of_tensors
+
+
+def test_frozen():
+    tokenizer = GumbelVQGANTokenizer(**TINY)
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.train() is tokenizer
+    assert not any(module.training for module in tokenizer.modules())
+    assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+    images = torch.rand(1, 3, 16, 16, requires_grad=True)
+    assert not tokenizer(images).requires_grad
+    assert not tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long)).requires_grad
+
+
+def test_fp32_under_autocast():
+    tokenizer = GumbelVQGANTokenizer(**TINY)
+    images = torch.rand(1, 3, 16, 16)
+    expected = tokenizer(images)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = tokenizer(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    'images',
+    [
+        torch.rand(1, 3, 15, 16),
+        torch.rand(1, 3, 16, 0),
+        torch.rand(1, 1, 16, 16),
+        torch.rand(3, 16, 16),
+        torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
+    ],
+    ids=lambda x: f'{x.dtype} {tuple(x.shape)}',
+)
+def test_bad_images(images):
+    with pytest.raises(ValueError, match='multiples of 2'):
+        GumbelVQGANTokenizer(**TINY)(images)
+
+
+@pytest.mark.parametrize(
+    'tokens',
+    [
+        torch.full((1, 2, 2), 16),
+        torch.full((1, 2, 2), -1),
+        torch.zeros(2, 2, dtype=torch.long),
+        torch.zeros(1, 2, 2, dtype=torch.bool),
+        torch.zeros(1, 15, 2, 2),
+        torch.zeros(1, 2, 2),
+    ],
+)
+def test_bad_tokens(tokens):
+    with pytest.raises(ValueError, match=r'in \[0, 16\)'):
+        GumbelVQGANTokenizer(**TINY).decode(tokens)
+
+
+def test_identity(tmp_path, golden):
+    released = write_golden(tmp_path / 'vqgan', golden('tokenizer_gumbel'), 'gumbel')
+    found = GumbelVQGANTokenizer(checkpoint=released).identity
+    digest = subprocess.run(
+        ['sha256sum', released / 'last.ckpt'], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    assert found == {
+        'type': 'GumbelVQGANTokenizer',
+        'checkpoint': str(released / 'last.ckpt'),
+        'sha256': digest,
+    }
+
+
+def test_identity_without_a_file_is_that_of_the_tensors():
+    code = f"""
+import torch
+from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
+torch.manual_seed(3)
+print(GumbelVQGANTokenizer(**{TINY!r}).identity['sha256'])
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    torch.manual_seed(3)
+    tokenizer = GumbelVQGANTokenizer(**TINY)
+    assert tokenizer.identity['checkpoint'] is None
+    assert run.stdout.split()[-1] == tokenizer.identity['sha256'], run.stderr
+    other = copy.deepcopy(tokenizer)
+    del other.__dict__['identity']
+    other.quant_conv.bias[0] += 1e-3
+    assert other.identity['sha256'] != tokenizer.identity['sha256']
+
+
+def test_sha256_of_tensors_sees_names_types_and_shapes():
+    a, b = torch.zeros(4), torch.ones(2, 3)
+    reference = sha256_of_tensors({'a': a, 'b': b})
+    assert sha256_of_tensors({'b': b, 'a': a.clone()}) == reference
+    assert sha256_of_tensors({'a': a, 'b': b.t().contiguous().t()}) == reference
+    for other in ({'a': b, 'b': a}, {'a': a.view(2, 2), 'b': b}, {'a': a.int(), 'b': b}):
+        assert sha256_of_tensors(other) != reference

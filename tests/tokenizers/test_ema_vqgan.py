@@ -1,0 +1,97 @@
+import pytest
+import torch
+from conftest import relative_error
+from golden_tokenizers import TINY, golden_state, images_of, save_state, write_golden
+
+from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer, GumbelVQGANTokenizer
+
+
+@pytest.fixture
+def ema(golden):
+    return golden('tokenizer_ema')
+
+
+@pytest.fixture
+def released(tmp_path, ema):
+    return write_golden(tmp_path / 'vqgan_ema', ema, 'ema')
+
+
+@pytest.fixture
+def tokenizer(released):
+    return EMAVQGANTokenizer(checkpoint=released)
+
+
+def test_golden_logits_are_minus_the_distances(ema, tokenizer):
+    with torch.no_grad():
+        assert relative_error(tokenizer.encode_latents(ema['x']), ema['pre_quant']) <= 1e-5
+    logits = tokenizer(images_of(ema)).flatten(2)
+    assert relative_error(logits, -ema['distances']) <= 1e-5
+    assert torch.equal(logits.argmax(dim=1), ema['indices'])
+
+
+def test_the_authors_argmax_is_the_farthest_code(ema, tokenizer):
+    logits = tokenizer(images_of(ema)).flatten(2)
+    assert torch.equal(logits.argmin(dim=1), ema['indices_argmax'])
+    assert not (ema['indices_argmax'] == ema['indices']).any()
+
+
+def test_golden_decoder(ema, tokenizer):
+    ids = ema['indices'].view(len(ema['x']), *ema['z_q'].shape[2:])
+    with torch.no_grad():
+        assert relative_error(tokenizer.decode_tokens(ids), ema['reconstruction']) <= 1e-5
+        found = tokenizer.decode_latents(ema['z_q'])
+    assert relative_error(found, ema['reconstruction']) <= 1e-5
+    expected = (ema['reconstruction'] / 2 + 0.5).clamp(0, 1)
+    assert relative_error(tokenizer.decode(ids), expected) <= 1e-5
+
+
+def test_logits_by_their_definition():
+    torch.manual_seed(1)
+    model = EMAVQGAN(**TINY)
+    latents = torch.randn(2, TINY['embed_dim'], 3, 5)
+    difference = latents[:, None] - model.codebook[None, :, :, None, None]
+    assert relative_error(model.token_logits(latents), -difference.square().sum(dim=2)) <= 1e-5
+
+
+@pytest.mark.parametrize('n_embed', [16, 24])
+def test_the_vocabulary_is_not_fixed(n_embed):
+    config = TINY | dict(n_embed=n_embed)
+    tokenizer = EMAVQGANTokenizer(**config)
+    assert tokenizer(torch.rand(1, 3, 8, 12)).shape == (1, n_embed, 4, 6)
+    assert tokenizer.decode(torch.full((1, 2, 2), n_embed - 1)).shape == (1, 3, 4, 4)
+    assert EMAVQGANTokenizer.geometry(**config) == dict(vocab_size=n_embed, stride=2)
+
+
+def test_the_optimizer_leaves_the_codes_alone():
+    with torch.device('meta'):
+        model = EMAVQGAN(TINY['ddconfig'], n_embed=8192, embed_dim=256)
+    codes = {k: v for k, v in model.named_parameters() if k.startswith('quantize.')}
+    assert {name: tuple(code.shape) for name, code in codes.items()} == {
+        'quantize.embedding.weight': (8192, 256),
+        'quantize.embedding.cluster_size': (8192,),
+        'quantize.embedding.embed_avg': (8192, 256),
+    }
+    assert not any(code.requires_grad for code in codes.values())
+
+
+def test_all_weights_are_loaded(tokenizer):
+    found = tokenizer.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in golden_state('ema').items())
+
+
+def test_a_folder_of_the_other_kind(tmp_path, golden, released):
+    with pytest.raises(ValueError, match="describes a EMAVQ: use type='EMAVQGANTokenizer'"):
+        GumbelVQGANTokenizer(checkpoint=released)
+    gumbel = write_golden(tmp_path / 'gumbel', golden('tokenizer_gumbel'), 'gumbel')
+    with pytest.raises(ValueError, match="a GumbelVQ: use type='GumbelVQGANTokenizer'"):
+        EMAVQGANTokenizer(checkpoint=gumbel)
+    with pytest.raises(ValueError, match="use type='GumbelVQGANTokenizer'"):
+        EMAVQGANTokenizer.geometry(checkpoint=gumbel)
+
+
+def test_codebook_of_another_size(released):
+    state = golden_state('ema') | {'quantize.embedding.weight': torch.zeros(8192, 16)}
+    save_state(released, state)
+    message = r'embedding.weight has shape \(8192, 16\) instead of \(48, 16\)'
+    with pytest.raises(ValueError, match=message):
+        EMAVQGANTokenizer(checkpoint=released)
