@@ -199,7 +199,7 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
         raise FileNotFoundError(f'{name}: no class list {classes}: a file of one name per line')
     if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
         raise FileNotFoundError(f'{name}: no annotation file {root / dataset.ann_file}')
-    if dataset.get('type') == 'CustomDataset' and not dataset.get('ann_file'):
+    if dataset.get('type') in ('CustomDataset', 'PhotoFolder') and not dataset.get('ann_file'):
         extensions = inspect.signature(CustomDataset).parameters['extensions'].default
         extensions = tuple(dataset.get('extensions', extensions))
         if not any(file.suffix.lower() in extensions for file in folder.rglob('*')):

@@ -69,6 +69,34 @@ def compared_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 
     return figure
 
 
+def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> 'Figure':
+    """Repeated measurements side by side: a panel per title, in it name -> values, a row each.
+
+    Dots are the values, bars the mean and the sample standard deviation; a dashed line continues
+    the mean of the first name. Panels share the names.
+    """
+    names = list(next(iter(panels.values())))
+    figure = blank_figure(9.6, 1.1 + 0.3 * len(names))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        for row, (name, values) in enumerate(rows.items()):
+            if not len(values):
+                continue
+            mean, color = np.mean(values), BLUE if row else ORANGE
+            spread = np.std(values, ddof=1) if len(values) > 1 else None
+            axes.errorbar(mean, row, xerr=spread, fmt='|', color=color, capsize=3, markersize=11)
+            axes.plot(values, [row] * len(values), 'o', color=color, markersize=4, alpha=0.5)
+            if name == names[0]:
+                axes.axvline(mean, color=ORANGE, linewidth=0.9, linestyle='--')
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.margins(x=0.1)
+        _tidy(axes)
+        axes.grid(axis='x', color='#e6e9ec', linewidth=0.8)
+    return figure
+
+
 def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> 'Figure':
     """Confusion matrices by name, truth in rows, as percent of each row; numbers if 12 or fewer."""
     figure = blank_figure(9.6, 4.6)

@@ -154,8 +154,11 @@ class DALLETokenizer(Tokenizer):
         self.freeze(file)
 
     @classmethod
-    def geometry(cls, vocab_size: int = 8192, **config: Any) -> dict[str, int]:
+    def geometry(
+        cls, vocab_size: int = 8192, checkpoint: str | os.PathLike | None = None, **config: Any
+    ) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments, without reading weights."""
+        _find_encoder(checkpoint)
         return {'vocab_size': vocab_size, 'stride': cls.stride}
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -183,25 +186,33 @@ class DALLETokenizer(Tokenizer):
         return blocks[1:](x)[:, :3].sigmoid()
 
 
+def _find_encoder(checkpoint: str | os.PathLike | None) -> Path | None:
+    """Return the file that makes the tokens."""
+    if checkpoint is None:
+        return None
+    checkpoint = Path(checkpoint)
+    if not checkpoint.exists():
+        raise FileNotFoundError(f'No tokenizer at {checkpoint}: {HOW_TO_GET_ONE}')
+    if not checkpoint.is_dir():
+        return checkpoint
+    if not (checkpoint / 'encoder.pkl').is_file():
+        raise FileNotFoundError(
+            f'{checkpoint} has no encoder.pkl (it holds '
+            f'{sorted(os.listdir(checkpoint))[:10]}): {HOW_TO_GET_ONE}'
+        )
+    return checkpoint / 'encoder.pkl'
+
+
 def _read_weights(
     checkpoint: str | os.PathLike | None,
 ) -> tuple[Path | None, dict[str, Tensor]]:
     """Return the file that makes the tokens, and all weights, as encoder.* and decoder.*."""
-    if checkpoint is None:
+    file = _find_encoder(checkpoint)
+    if file is None:
         return None, {}
-    checkpoint = Path(checkpoint)
-    if not checkpoint.exists():
-        raise FileNotFoundError(f'No tokenizer at {checkpoint}: {HOW_TO_GET_ONE}')
-    file, decoder = checkpoint, None
-    if checkpoint.is_dir():
-        file, decoder = checkpoint / 'encoder.pkl', checkpoint / 'decoder.pkl'
-        if not file.is_file():
-            raise FileNotFoundError(
-                f'{checkpoint} has no encoder.pkl (it holds '
-                f'{sorted(os.listdir(checkpoint))[:10]}): {HOW_TO_GET_ONE}'
-            )
     weights = _prefixed(state_dict_of(read_checkpoint(file)), 'encoder.')
-    if decoder is not None and decoder.is_file():
+    decoder = Path(checkpoint) / 'decoder.pkl'
+    if Path(checkpoint).is_dir() and decoder.is_file():
         weights |= _prefixed(state_dict_of(read_checkpoint(decoder)), 'decoder.')
     return file, weights
 

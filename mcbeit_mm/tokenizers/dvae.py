@@ -91,8 +91,15 @@ class DiscreteVAETokenizer(Tokenizer):
         self.freeze(file)
 
     @classmethod
-    def geometry(cls, num_tokens: int = 8192, num_layers: int = 3, **config: Any) -> dict[str, int]:
+    def geometry(
+        cls,
+        num_tokens: int = 8192,
+        num_layers: int = 3,
+        checkpoint: str | os.PathLike | None = None,
+        **config: Any,
+    ) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments, without reading weights."""
+        _find_weights(checkpoint)
         return {'vocab_size': num_tokens, 'stride': 2**num_layers}
 
     def encode(self, x: Tensor) -> Tensor:

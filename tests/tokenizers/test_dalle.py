@@ -133,7 +133,9 @@ def test_full_size_parameters():
     counts = {n: sum(p.numel() for p in c.parameters()) for n, c in model.named_children()}
     assert counts == {'encoder': 53_786_240, 'decoder': 43_829_766}
     assert (model.vocab_size, model.stride) == (8192, 8)
-    assert DALLETokenizer.geometry(checkpoint='nowhere') == dict(vocab_size=8192, stride=8)
+    assert DALLETokenizer.geometry() == dict(vocab_size=8192, stride=8)
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        DALLETokenizer.geometry(checkpoint='nowhere')
     assert DALLETokenizer.geometry(vocab_size=48, n_hid=16) == dict(vocab_size=48, stride=8)
 
 

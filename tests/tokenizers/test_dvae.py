@@ -48,7 +48,9 @@ def test_full_size_parameters():
     counts = {n: sum(p.numel() for p in c.parameters()) for n, c in model.named_children()}
     assert counts == {'encoder': 7_953_408, 'codebook': 4_194_304, 'decoder': 7_933_699}
     assert (model.vocab_size, model.stride) == (8192, 8)
-    assert DiscreteVAETokenizer.geometry(checkpoint='nowhere') == dict(vocab_size=8192, stride=8)
+    assert DiscreteVAETokenizer.geometry() == dict(vocab_size=8192, stride=8)
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        DiscreteVAETokenizer.geometry(checkpoint='nowhere')
 
 
 def test_the_stride_follows_the_layers():
