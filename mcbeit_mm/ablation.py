@@ -160,8 +160,6 @@ def _is_same(change: Change, folder: Path) -> bool:
         return True  # None stands for that of the tokenizer, and no other one works
     if change.key[-1] not in PLACES or not (isinstance(old, str) and isinstance(new, str)):
         return False
-    if any(path.startswith('mcbeit_mm:') for path in (old, new)):
-        return False  # the tokenizer of the package and another one
     if change.key[:3] == ('model', 'backbone', 'init_cfg'):
         return True
     if change.key[:2] == ('model', 'target_generator') and Path(new).exists():

@@ -17,10 +17,9 @@ TOKENIZERS = {  # class in taming-transformers -> who loads it here
     'EMAVQ': 'EMAVQGANTokenizer',
 }
 DECODER = ('decoder.', 'post_quant_conv.')
-SHIPPED = Path(__file__).parents[1] / 'weights'  # checkpoint='mcbeit_mm:NAME' is a folder in it
 HOW_TO_GET_ONE = (
-    'train one with a config of configs/tokenizer (it writes <work_dir>/tokenizer), unpack the '
-    "released folder vqgan_gumbel_f8 there, or take the small one, 'mcbeit_mm:photos_f8-512'"
+    'train one with a config of configs/tokenizer or configs/demo (it writes '
+    '<work_dir>/tokenizer), or unpack the released folder vqgan_gumbel_f8 there'
 )
 
 
@@ -31,8 +30,7 @@ def locate(
 
     Args:
         checkpoint: a folder with ``model.yaml`` and ``last.ckpt`` (or, as taming-transformers
-            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None;
-            'mcbeit_mm:NAME' is a folder that comes with the package.
+            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
         sizes: ``ddconfig``, ``n_embed`` and ``embed_dim`` as given by the user, None where not.
         target: class that the folder's YAML should name, as far as its name is known.
 
@@ -45,8 +43,6 @@ def locate(
             holds a VQGAN of another kind.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
-    if str(checkpoint).startswith('mcbeit_mm:'):
-        checkpoint = SHIPPED / str(checkpoint).partition(':')[2]
     if checkpoint is not None and Path(checkpoint).is_dir():
         folder = Path(checkpoint)
         stored = _read_sizes(folder, target)
