@@ -16,6 +16,8 @@ from .config_diff import ABSENT, Change, as_text, differences
 
 EXPERIMENT = (
     'model',
+    'data_preprocessor',
+    'custom_hooks',
     'train_dataloader',
     'optim_wrapper',
     'param_scheduler',

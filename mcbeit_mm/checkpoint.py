@@ -183,7 +183,7 @@ def _read_file(path: Path) -> dict:
             f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
         ) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds {checkpoint!r:.200}, expected a dict; {RESAVE}')
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict; {RESAVE}')
     return checkpoint
 
 

@@ -13,9 +13,9 @@ Grid = tuple[int, int]
 def check_grids(cfg: Config) -> None:
     """Raise ValueError if the sizes of a pretraining config do not fit each other.
 
-    Compared are, as far as the config tells them: the student view with ``backbone.img_size``, the
-    mask's grid and the tokens of the tokenizer view with the patch grid, and the head's
-    vocabulary with the tokenizer's. Models other than MCBEiT pass.
+    Compared are, as far as the config tells them: the mask's grid and the tokens of the tokenizer
+    view with the patches of the student view, and the head's vocabulary with the tokenizer's. The
+    backbone takes views of any multiple of its patch size. Models other than MCBEiT pass.
 
     Raises:
         FileNotFoundError: there is no tokenizer where the config says.
@@ -25,19 +25,22 @@ def check_grids(cfg: Config) -> None:
         return
     backbone = model.backbone
     image, patch = (_pair(_value(MODELS, backbone, key)) for key in ('img_size', 'patch_size'))
-    patches = _divide(image, patch) if image and patch else None
     tokenizer = _geometry(model.target_generator)
     if tokenizer:
         check_vocab(_value(MODELS, model.head, 'vocab_size'), tokenizer['vocab_size'])
-    if patches is None or not cfg.get('train_dataloader'):
+    if not patch or not cfg.get('train_dataloader'):
         return
+    patches = _divide(image, patch) if image else None
     for step in _steps(cfg.train_dataloader.dataset):
         view = _pair(_value(TRANSFORMS, step, 'second_size'))
-        if view:
-            _check_student(_pair(_value(TRANSFORMS, step, 'size')), image, _name(step))
-        if view and tokenizer:
+        student = _pair(_value(TRANSFORMS, step, 'size')) if view else None
+        if student:
+            _check_student(student, patch, _name(step))
+            patches = _divide(student, patch)
+        if view and tokenizer and patches:
             check_tokens(view, tokenizer['stride'], patches, f' in {_name(step)}')
-        _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, _name(step))
+        if patches:
+            _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, _name(step))
 
 
 def check_tokens(view: Sequence[int], stride: int, patches: Sequence[int], where: str = '') -> None:
@@ -60,19 +63,23 @@ def check_vocab(head: int | None, tokenizer: int) -> None:
         )
 
 
-def _check_student(view: Grid | None, image: Grid, transform: str) -> None:
-    if view and view != image:
+def _check_student(view: Grid, patch: Grid, transform: str) -> None:
+    if any(side % p for side, p in zip(view, patch, strict=True)):
         raise ValueError(
-            f'the student view has {_text(view)} pixels (size of {transform}), but '
-            f'model.backbone.img_size is {_text(image)}: set size={_argument(image)} in '
-            f'{transform}, or model.backbone.img_size={_argument(view)}'
+            f'the student view has {_text(view)} pixels (size of {transform}), no multiple of the '
+            f'patch size {_text(patch)}: set size={_argument(_fitting(view, patch))} in {transform}'
         )
+
+
+def _fitting(view: Grid, patch: Grid) -> Grid:
+    """The size nearest to a view that holds whole patches."""
+    return tuple(max(round(side / p), 1) * p for side, p in zip(view, patch, strict=True))
 
 
 def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:
     if grid and grid != patches:
         raise ValueError(
-            f'the mask has {_text(grid)} patches, the backbone {_text(patches)} (img_size / '
+            f'the mask has {_text(grid)} patches, the student view {_text(patches)} (its size / '
             f'patch_size): set grid_size={_argument(patches)} in {transform}'
         )
 

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 TENSOR_GLOBALS = ('torch._utils.', 'torch._tensor.', 'torch.nested.', 'torch.distributed.tensor.')
 MODULE_STATE = ('_parameters', '_buffers', '_modules')  # in the __dict__ of every nn.Module
 TRANSIENT = '_non_persistent_buffers_set'
+MAX_MODULES = 100_000  # a small file can share modules so that its tree never ends
 
 _registry_lock = threading.Lock()
 
@@ -62,7 +64,7 @@ def load_inert(path: Path) -> Any:
     """
     content = _load(path)
     if isinstance(content, _Inert) and content.module_state:
-        return dict(_named_tensors(content))
+        return dict(_named_tensors(content, count()))
     return content
 
 
@@ -80,12 +82,14 @@ def _load(path: Path) -> Any:
 
 
 def _named_tensors(
-    module: Any, prefix: str = '', parents: tuple[Any, ...] = ()
+    module: Any, number: Iterator[int], prefix: str = '', parents: tuple[Any, ...] = ()
 ) -> Iterator[tuple[str, Tensor]]:
     """Give parameters and persistent buffers the names that `nn.Module.state_dict` would."""
+    if next(number) >= MAX_MODULES:
+        raise ValueError(f'its module has more than {MAX_MODULES} submodules')
     if not isinstance(module, _Inert) or not module.module_state or module in parents:
         raise ValueError(
-            f'{prefix[:-1]} in its module is no module that is read here ({module!r:.80})'
+            f'{prefix[:-1]} in its module is no module that is read here ({_kind(module)})'
         )
     parameters, buffers, children = (module.module_state[name] for name in MODULE_STATE)
     transient = module.module_state[TRANSIENT] or ()
@@ -94,10 +98,15 @@ def _named_tensors(
         if isinstance(tensor, Tensor):
             yield f'{prefix}{name}', tensor
         elif tensor is not None:  # such as bias=False
-            raise ValueError(f'{prefix}{name} in its module is {tensor!r:.100}, not a tensor')
+            raise ValueError(f'{prefix}{name} in its module is no tensor ({_kind(tensor)})')
     for name, child in children.items():
         if child is not None:
-            yield from _named_tensors(child, f'{prefix}{name}.', (*parents, module))
+            yield from _named_tensors(child, number, f'{prefix}{name}.', (*parents, module))
+
+
+def _kind(value: Any) -> str:
+    """Name the type alone: a representation of nested lists could fill the memory."""
+    return repr(value) if isinstance(value, _Inert) else type(value).__name__
 
 
 def _foreign_globals(path: Path) -> list[str]:

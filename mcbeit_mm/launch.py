@@ -150,6 +150,7 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
         check_classes(cfg, loaders)
     if not testing:
         check_grids(cfg)
+        _check_length(cfg)
     path = cfg.get('load_from')
     if path and '://' not in path and not Path(path).exists():
         raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
@@ -160,6 +161,15 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
     if amp and not torch.cuda.is_available():
         raise ValueError(
             'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
+        )
+
+
+def _check_length(cfg: Config) -> None:
+    planned, actual = cfg.model.get('total_iters'), cfg.get('train_cfg', {}).get('max_iters')
+    if planned and actual and planned != actual:
+        raise ValueError(
+            f'model.total_iters={planned}, where the schedules of the tokenizer end, but training '
+            f'has train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
         )
 
 

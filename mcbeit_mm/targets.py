@@ -16,7 +16,8 @@ def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
     """
     logits = at_least_fp32(token_logits).flatten(2)
     if tau == 0:
-        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+        best = logits.argmax(dim=1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(1, best, 1).transpose(1, 2)
     return (logits / tau).softmax(dim=1).transpose(1, 2)
 
 

@@ -185,8 +185,9 @@ def test_the_table_says_mean_spread_difference_and_what_is_missing(folder):
     assert rows[2][:5] == ['`baseline`', '–', '3', f'32.00 ± {spread:.2f}', '']
     assert rows[2][5:] == ['40.00 ± 0.00', '', '0, 1, 2 / 0, 1, 2', '4.000 ± 0.000',
                            '2.800 ± 0.000']  # fmt: skip
-    assert rows[3][:5] == ['`omega-0`', 'head.omega 0.2 → 0.0', '2 of 3', '33.75 ± 1.06', '+1.75']
-    assert rows[4][2:5] == ['1 of 3', '29.00', '-3.00']  # one seed has no spread
+    assert rows[3][:5] == ['`omega-0`', 'head.omega 0.2 → 0.0', '2 of 3', '33.75 ± 1.06',
+                           '+3.25 ± 0.35']  # fmt: skip
+    assert rows[4][2:5] == ['1 of 3', '29.00', '-1.00']  # one seed has no spread
     assert 'Missing or incomplete: 3 runs: omega-0 (seed 2); omega-1 (seed 1, 2).' in text
     assert 'Features: 50 images to train on, 20 to test.' in text
     assert results['configs']['omega-1']['seeds']['0']['knn'] == 29.0

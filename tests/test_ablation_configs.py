@@ -93,6 +93,8 @@ def test_the_bases_are_those_of_their_names(monkeypatch):
     assert sizes['in1k'] == (224, 300) and sizes['photos'] < sizes['in1k']
 
 
-@pytest.mark.parametrize('name', ['baseline', 'hard', 'omega-0', 'tau-8', 'mask-random-60'])
-def test_the_names_are_there(name):
-    assert FOLDER / f'{name}.py' in PATHS
+def test_every_question_has_its_file():
+    wanted = 'baseline hard affinity-detached mask-random-60 mask-block-40 rel-pos-none epochs-x2'
+    wanted += ' omega-0 omega-0.5 omega-0.8 omega-1 tau-1 tau-2 tau-8 affinity-tau-0.1'
+    wanted += ' affinity-tau-0.5 tokenizer-ema-vqgan tokenizer-dalle tokenizer-dvae tokenizer-vqkd'
+    assert {path.stem for path in PATHS} == set(wanted.split())

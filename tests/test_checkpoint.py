@@ -191,7 +191,7 @@ def test_not_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='re-save'):
         read_checkpoint(path)
     torch.save(argparse.Namespace(a=1), path)
-    with pytest.raises(ValueError, match=r'unread argparse\.Namespace.*a dict'):
+    with pytest.raises(ValueError, match=r'a argparse\.Namespace, expected a dict'):
         read_checkpoint(path)
     with pytest.raises(ValueError, match='folder'):
         read_checkpoint(tmp_path)

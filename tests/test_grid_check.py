@@ -62,8 +62,9 @@ MISMATCHES = [
      r'patches: set second_size=\(32, 48\) in TwoViewRandomResizedCrop'),
     (dict(second_size=(48, 32)), r'gives 6x4 tokens .* set second_size=\(32, 48\)'),
     (dict(second_size=(33, 48)), r'gives 4.125x6 tokens .* set second_size=\(32, 48\)'),
-    (dict(grid_size=6), r'mask has 6x6 patches, the backbone 4x6.*set grid_size=\(4, 6\) in Rand'),
-    (dict(size=96), r'student view has 96x96.*set size=\(64, 96\) in TwoView.*img_size=96'),
+    (dict(grid_size=6), r'mask has 6x6 patches, the student view 4x6.*grid_size=\(4, 6\) in Rand'),
+    (dict(size=100), r'student view has 100x100.*patch size 16x16: set size=96 in TwoView'),
+    (dict(size=96), r'gives 4x6 tokens .* for 6x6 patches: set second_size=48 in TwoView'),
     (dict(vocab_size=8192), 'tokenizer has 24 codes.*model.head.vocab_size=24'),
 ]  # fmt: skip
 
@@ -74,6 +75,10 @@ def test_mismatch_is_refused_with_what_fits(changes, message, wrap):
     check_grids(wrap(config()))
     with pytest.raises(ValueError, match=message):
         check_grids(wrap(config(**changes)))
+
+
+def test_other_sizes_than_the_backbones_own():
+    check_grids(config(size=160, second_size=80, grid_size=10))
 
 
 def test_the_vocabulary_may_be_the_tokenizers():
@@ -119,14 +124,13 @@ def test_shipped_configs_fit(scale, path, tmp_path, monkeypatch):
     tokenizer = cfg.model.target_generator
     kind = MODELS.get(tokenizer.type)
     tokenizer.pop('checkpoint')
-    if kind and issubclass(kind, VQGANTokenizer):
+    if issubclass(kind, VQGANTokenizer):
         sizes = SIZES | dict(n_embed=cfg.model.head.vocab_size or 512)
         content = {'model': {'target': kind.target, 'params': sizes}}
         (tmp_path / 'model.yaml').write_text(yaml.safe_dump(content))
         (tmp_path / 'last.ckpt').touch()
         tokenizer.checkpoint = str(tmp_path)
     check_grids(cfg)
-    if kind:
-        cfg.train_dataloader.dataset.pipeline[-3].second_size = 8
-        with pytest.raises(ValueError, match='gives 1x1 tokens|gives 0.5x0.5 tokens'):
-            check_grids(cfg)
+    cfg.train_dataloader.dataset.pipeline[-3].second_size = 8
+    with pytest.raises(ValueError, match='gives 1x1 tokens|gives 0.5x0.5 tokens'):
+        check_grids(cfg)

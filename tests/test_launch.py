@@ -161,6 +161,17 @@ def test_missing_tokenizer_ends_in_one_line(tmp_path):
     assert 'nowhere' in out.stderr.splitlines()[-1] and 'Traceback' not in out.stderr
 
 
+def test_a_tokenizer_run_of_another_length_than_its_schedules(cfg, tmp_path):
+    one_photo(tmp_path / 'train')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.model.total_iters, cfg.train_cfg.max_iters = 4000, 500
+    with pytest.raises(ValueError, match='model.total_iters=4000.*train_cfg.max_iters=500'):
+        launch.check_before_run(cfg)
+    cfg.model.total_iters = 500
+    launch.check_before_run(cfg)
+
+
 def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)

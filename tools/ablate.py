@@ -60,7 +60,8 @@ def prepare(args: argparse.Namespace) -> None:
     if missing and not args.table_only:
         raise FileNotFoundError(f'no folder {missing[0]}: ROOT needs train/ and val/')
     if args.data and not missing:
-        classes = sum(entry.is_dir() for entry in folders[0].iterdir())
+        entries = [entry for entry in folders[0].iterdir() if not entry.name.startswith('.')]
+        classes = sum(entry.is_dir() for entry in entries)
         os.environ.setdefault('MCBEIT_CLASSES', str(classes))
 
 
@@ -174,7 +175,8 @@ def ablate(args: argparse.Namespace) -> int:
         finetune = launch.load_config(args.finetune, args.finetune_options)
         if args.precision:
             launch.set_precision(finetune, args.precision)
-    ablation.demand_agreement(runs, finetune and (Path(args.finetune), finetune))
+    if not args.table_only:  # which is how runs with different tokenizers get into one table
+        ablation.demand_agreement(runs, finetune and (Path(args.finetune), finetune))
     failed = [] if args.table_only else run_all(runs, finetune, args)
     if args.check:
         return 0

@@ -12,6 +12,6 @@ model = dict(
     total_iters=1_000_000,
     decay=0.99,
     beta=0.25,
-    restart_interval=0,  # none upstream
+    restart_interval=1000,  # own choice: the codes start at random
 )
 train_dataloader = dict(batch_size=8, num_workers=8)

@@ -29,9 +29,12 @@ class ExportTokenizerHook(Hook):
             self._write(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Write the folder."""
+        """Write the folder, or say that there is nothing to write."""
         self._training = False
-        self._write(runner)
+        if _unwrap(runner).has_codes:
+            self._write(runner)
+        else:
+            runner.logger.warning('no tokenizer written: training ended before codes were placed')
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:

@@ -59,11 +59,17 @@ def column(row: Mapping, key: str) -> list[float]:
     return [values[key] for values in row['seeds'].values() if key in values]
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
+def differences(baseline: Mapping, row: Mapping, key: str) -> list[float]:
+    """What a config gains on the baseline, seed by seed, for the seeds that both have."""
+    pairs = [(baseline['seeds'].get(seed, {}), values) for seed, values in row['seeds'].items()]
+    return [new[key] - old[key] for old, new in pairs if key in old and key in new]
+
+
+def spread(values: Sequence[float], digits: int = 2, sign: str = '') -> str:
     """Mean ± sample standard deviation; the value alone if there is one, '' if none."""
     if not values:
         return ''
-    mean = f'{statistics.fmean(values):.{digits}f}'
+    mean = f'{statistics.fmean(values):{sign}.{digits}f}'
     return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
 
 
@@ -84,10 +90,8 @@ def markdown(results: Mapping) -> str:
         count = str(wanted) if complete == wanted else f'{complete} of {wanted}'
         cells = [f'`{name}`', '; '.join(row['changes']) or '–', count]
         for metric in shown:
-            values, first = column(row, metric), column(baseline, metric)
-            known = values and first and row is not baseline
-            delta = statistics.fmean(values) - statistics.fmean(first) if known else None
-            cells += [spread(values), '' if delta is None else f'{delta:+.2f}']
+            shift = differences(baseline, row, metric) if row is not baseline else []
+            cells += [spread(column(row, metric)), spread(shift, sign='+')]
         cells.append(' / '.join(_blocks(column(row, f'{m}_block')) for m in ('knn', 'linear')))
         lines.append([*cells, *(spread(column(row, metric), 3) for metric in logged)])
     table = [' | '.join(cell.replace('|', r'\|') for cell in line) for line in lines]
@@ -109,9 +113,8 @@ def _notes(results: Mapping) -> list[str]:
     configs = results['configs']
     notes = [
         'Mean ± sample standard deviation over the seeds; a single run has no spread. Δ is the '
-        f'difference of the means to `{results["baseline"]}`. k-NN, linear probe and fine-tuning '
-        'are top-1 in %; block: that of k-NN / linear probe, from 0, chosen on held-out training '
-        'images.'
+        f'difference to `{results["baseline"]}` with the same seed. Accuracies are top-1 in %; '
+        'block: that of k-NN / linear probe, from 0, chosen on held-out training images.'
     ]
     sizes: dict[tuple, list[str]] = {}
     for name, row in configs.items():

@@ -26,11 +26,12 @@ CURVES = {  # logged name -> title
 }
 TOKENIZER_CURVES = {
     'loss': 'loss',
-    'rec': 'mean absolute error',
+    'rec': 'reconstruction loss',
     'psnr': 'PSNR, dB',
     'codebook_usage': 'share of codes in use',
     'perplexity': 'perplexity of the codes',
     'kl': 'kl to uniform codes',
+    'commit': 'commitment loss',
 }
 METHODS = {'knn': 'k-NN', 'linear': 'linear probe'}
 

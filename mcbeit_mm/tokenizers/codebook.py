@@ -13,12 +13,14 @@ class CodeUsage(nn.Module):
     """Moving histogram of the codes picked on all ranks, in the state dict.
 
     The average runs over 50 iterations, or more where a fair code would be picked less than 50
-    times in them, so that chance alone leaves no code out of use.
+    times in them, so that chance alone leaves no code out of use. For as long, codes that are
+    fresh or restarted do not count as dead.
     """
 
     def __init__(self, n_embed: int):
         super().__init__()
-        self.register_buffer('histogram', torch.full((n_embed,), 1 / n_embed))
+        self.register_buffer('histogram', torch.zeros(n_embed))  # from zero: sums to below 1
+        self.register_buffer('grace', torch.ones(n_embed))  # what is left of the time to prove
         self.register_buffer('restarted', torch.zeros((), dtype=torch.long))  # so far
 
     @torch.no_grad()
@@ -27,23 +29,31 @@ class CodeUsage(nn.Module):
         total = counts.sum()
         rate = (total / (50 * len(counts))).clamp(max=0.02)
         self.histogram.lerp_(counts / total, rate)
+        self.grace.sub_(rate)
+
+    def shares(self) -> Tensor:
+        """Frequencies (V,) of the codes, which sum to 1."""
+        return self.histogram / self.histogram.sum().clamp_min(1e-12)
 
     def in_use(self) -> Tensor:
         """Bool (V,): the codes that hold over a tenth of their fair share."""
-        return self.histogram > USED_SHARE / len(self.histogram)
+        return self.shares() > USED_SHARE / len(self.histogram)
+
+    def dead(self) -> Tensor:
+        """Ids (K,) of codes that are not in use and had the time to be."""
+        return (~self.in_use() & (self.grace < 1e-3)).nonzero().flatten()
 
     @torch.no_grad()
     def restart(self, dead: Tensor) -> None:
-        """Give codes, ids (K,), their fair share: time to prove themselves."""
-        self.histogram[dead] = 1 / len(self.histogram)
-        self.histogram /= self.histogram.sum()
+        """Give codes, ids (K,), time to prove themselves."""
+        self.grace[dead] = 1
         self.restarted += len(dead)
 
     def logs(self) -> dict[str, Tensor]:
         """Share of the codes in use, their perplexity, and restarts since the beginning."""
         return dict(
             codebook_usage=self.in_use().float().mean(),
-            perplexity=perplexity(self.histogram),
+            perplexity=perplexity(self.shares()),
             codes_restarted=self.restarted.float(),
         )
 

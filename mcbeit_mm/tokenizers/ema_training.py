@@ -45,6 +45,10 @@ class EMAVQGANTrainer(VQGANTrainer):
     ):
         super().__init__(ddconfig, n_embed, embed_dim, warmup_iters, total_iters, **kwargs)
         self.decay, self.eps, self.beta = decay, eps, beta
+        if warmup_iters == 0:
+            # Upstream starts at zero, which throws codes that the first batch does not pick far
+            # away: their means are divided by eps.
+            self.vqgan.quantize.embedding['cluster_size'].fill_(1)
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Take the nearest codes of fp32 latents (B, D, h, w); in training, move the codes."""
@@ -69,12 +73,14 @@ class EMAVQGANTrainer(VQGANTrainer):
         smoothed = (book['cluster_size'] + self.eps) / (total + len(sums) * self.eps) * total
         book['weight'].copy_(book['embed_avg'] / smoothed.unsqueeze(1))
 
+    @torch.no_grad()
     def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
         """Start with codes (V, D), each as if one vector had been next to it in each step."""
         everything = torch.arange(len(codes), device=codes.device)
         self.vqgan.quantize.embedding['cluster_size'].fill_(1)
         self.restart_codes(everything, codes)
 
+    @torch.no_grad()
     def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
         """Put the codes `ids` (K,) on (K, D), with a moving count that is the mean of all."""
         book = self.vqgan.quantize.embedding

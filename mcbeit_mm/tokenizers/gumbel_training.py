@@ -30,7 +30,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         kwargs: further arguments of `VQGANTrainer`.
 
     Raises:
-        ValueError: there is no such schedule, or as `VQGANTrainer`.
+        ValueError: no such schedule, a temperature that is not positive, or as `VQGANTrainer`.
     """
 
     network = GumbelVQGAN
@@ -53,6 +53,8 @@ class GumbelVQGANTrainer(VQGANTrainer):
             raise ValueError(
                 f"temperature_schedule is 'exponential' or 'cosine', got {temperature_schedule!r}"
             )
+        if min(temperature) <= 0:
+            raise ValueError(f'temperatures must be positive, got {temperature}')
         self.temperature, self.temperature_schedule = temperature, temperature_schedule
         self.kl_weight, self.start_entropy = kl_weight, start_entropy
 
@@ -88,7 +90,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         """Make the logits of latents minus the scaled squared distances to codes (V, D)."""
         # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2, and softmax does not see the last term.
         squared = codes.square().sum(dim=1)
-        scale = scale_for_entropy(2 * vectors[:4096] @ codes.T - squared, self.start_entropy)
+        scale = scale_for_entropy(2 * vectors[-4096:] @ codes.T - squared, self.start_entropy)
         proj = self.vqgan.quantize['proj']
         proj.weight.copy_((2 * scale * codes)[:, :, None, None])
         proj.bias.copy_(-scale * squared)

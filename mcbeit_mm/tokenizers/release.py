@@ -141,6 +141,7 @@ def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
         try:
             model = yaml.safe_load(file.read_text())['model']
             sizes = {name: model['params'][name] for name in SIZES}
+            _check_plain(sizes | dict(sizes['ddconfig'], ddconfig=None))
             break
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             reason = f'{type(error).__name__}: {error}'
@@ -150,6 +151,14 @@ def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
     if kind in TOKENIZERS and kind != target.rpartition('.')[2]:
         raise ValueError(f"{file} describes a {kind}: use type='{TOKENIZERS[kind]}' for it")
     return sizes
+
+
+def _check_plain(values: Mapping[str, Any]) -> None:
+    """TypeError for what no size is: aliases in YAML can nest lists beyond all memory."""
+    for name, value in values.items():
+        entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, int | float | str | None) for entry in entries):
+            raise TypeError(f'{name} is neither a number nor a list of numbers')
 
 
 def _check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:

@@ -95,12 +95,13 @@ class VQGANTrainer(BaseModel):
         self.usage = CodeUsage(n_embed)
         # In the state dict, so that a resumed run goes on with the same schedules.
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
+        self.register_buffer('placed', torch.tensor(warmup_iters == 0))
         self._latents: list[Tensor] = []
 
     @property
     def has_codes(self) -> bool:
         """Whether the codes are in their places, which the first iteration after warm-up does."""
-        return not self.warmup_iters or int(self.iteration) > self.warmup_iters
+        return bool(self.placed)
 
     def progress(self) -> float:
         """Share, 0 to 1, of the iterations with codes that lie behind."""
@@ -131,7 +132,7 @@ class VQGANTrainer(BaseModel):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """One step of whichever phase the iteration is in; x (B, 3, H, W) in [-1, 1]."""
         latents = self.vqgan.encode_latents(x).float()
-        if int(self.iteration) >= self.warmup_iters:
+        if self.has_codes or self._can_place(latents):
             with torch.autocast(x.device.type, enabled=False):
                 if self.training:
                     self._prepare_codes(latents)
@@ -195,6 +196,11 @@ class VQGANTrainer(BaseModel):
         while sum(map(len, self._latents[1:])) >= 64 * self.vqgan.vocab_size:
             self._latents.pop(0)
 
+    def _can_place(self, latents: Tensor) -> bool:
+        """Whether the warm-up is over; a run resumed near its end collects latents again first."""
+        wanted = min(64 * self.vqgan.vocab_size, self.warmup_iters * latents[:, 0].numel())
+        return int(self.iteration) >= self.warmup_iters and sum(map(len, self._latents)) >= wanted
+
     @torch.no_grad()
     def _prepare_codes(self, latents: Tensor) -> None:
         """Place the codes when the warm-up has just ended; later, restart dead ones.
@@ -203,13 +209,13 @@ class VQGANTrainer(BaseModel):
         code that was not picked have decayed to about zero.
         """
         since = int(self.iteration) - self.warmup_iters
-        if since == 0 and self.warmup_iters:
-            vectors = torch.cat(self._latents or [as_vectors(latents)])
-            self._latents = []
+        if not self.has_codes:
+            vectors, self._latents = torch.cat(self._latents), []
+            self.placed.fill_(True)
             self.place_codes(kmeans(vectors, self.vqgan.vocab_size), vectors)
             _tell(f'placed {self.vqgan.vocab_size} codes by k-means over {len(vectors)} latents')
         elif since > 0 and self.restart_interval and since % self.restart_interval == 0:
-            dead = (~self.usage.in_use()).nonzero().flatten()
+            dead = self.usage.dead()
             if len(dead):
                 self.restart_codes(dead, draw(as_vectors(latents), len(dead)))
                 self.usage.restart(dead)

@@ -59,7 +59,7 @@ def test_count_codes():
 @pytest.mark.parametrize('tokens, rate', [(1000, 0.02), (4, 0.02), (2, 0.01)])
 def test_usage_is_a_moving_average(tokens, rate):
     """Of 4 codes over 50 steps, or so many that a fair code is picked 50 times."""
-    usage, expected = CodeUsage(4), [0.25] * 4
+    usage, expected = CodeUsage(4), [0.0] * 4
     for _ in range(3):
         counts = torch.bincount(torch.randint(4, (tokens,)), minlength=4).tolist()
         usage.update(torch.tensor(counts).float())
@@ -68,20 +68,34 @@ def test_usage_is_a_moving_average(tokens, rate):
             for old, count in zip(expected, counts, strict=True)
         ]
     assert usage.histogram.tolist() == pytest.approx(expected, rel=1e-5)
+    shares = [value / sum(expected) for value in expected]
+    assert usage.shares().tolist() == pytest.approx(shares, rel=1e-5)
 
 
-def test_restarted_codes_get_their_fair_share():
+def test_restarts_give_time_and_do_not_flatter_the_log():
+    """Of 512 codes only 8 are ever picked: 504 are dead after 50 iterations, and after each 50."""
+    usage, counts = CodeUsage(512), torch.zeros(512)
+    counts[:8] = 64
+    for step in range(1, 151):
+        usage.update(counts)
+        dead = usage.dead()
+        assert len(dead) == (504 if step % 50 == 0 else 0), step
+        usage.restart(dead)
+        logs = {name: float(value) for name, value in usage.logs().items()}
+        expected = dict(codebook_usage=8 / 512, perplexity=8, codes_restarted=504 * (step // 50))
+        assert logs == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_restarted_code_that_is_picked_lives():
     usage = CodeUsage(4)
-    usage.histogram.copy_(torch.tensor([0.6, 0.38, 0.02, 0.0]))
-    assert usage.in_use().tolist() == [True, True, False, False]
-    usage.restart(torch.tensor([2, 3]))
-    expected = [0.6 / 1.48, 0.38 / 1.48, 0.25 / 1.48, 0.25 / 1.48]
-    assert usage.histogram.tolist() == pytest.approx(expected)
-    logs = {name: float(value) for name, value in usage.logs().items()}
-    entropy = -sum(p * math.log(p) for p in expected)
-    assert logs == pytest.approx(
-        dict(codebook_usage=1.0, perplexity=math.exp(entropy), codes_restarted=2.0)
-    )
+    for _ in range(60):
+        usage.update(torch.tensor([60.0, 40.0, 0.0, 0.0]))
+    assert usage.dead().tolist() == [2, 3]
+    usage.restart(usage.dead())
+    for _ in range(50):
+        usage.update(torch.tensor([55.0, 40.0, 5.0, 0.0]))
+    assert usage.in_use().tolist() == [True, True, True, False]
+    assert usage.dead().tolist() == [3]
 
 
 def test_draw_repeats_only_what_it_must():
@@ -99,6 +113,7 @@ def kill(trainer, codes):
             trainer.vqgan.codebook[codes] += 1e3
             trainer.vqgan.quantize.embedding['embed_avg'][codes] += 1e3
     trainer.usage.histogram[codes] = 0
+    trainer.usage.grace.zero_()
 
 
 @pytest.mark.parametrize('cls', [GumbelVQGANTrainer, EMAVQGANTrainer])

@@ -16,7 +16,7 @@ def trainer(**kwargs):
 
 def test_training_improves_and_exports(tmp_path):
     sizes = dict(warmup_iters=50, total_iters=150, data_preprocessor=PREPROCESSOR)
-    before = run(trainer(**sizes), tmp_path / 'before', 1)
+    before = run(trainer(**sizes | dict(warmup_iters=1)), tmp_path / 'before', 2)
     model = trainer(**sizes)
     folder = run(model, tmp_path / 'after', 150)
     tokenizer = GumbelVQGANTokenizer(checkpoint=folder)

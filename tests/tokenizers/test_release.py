@@ -73,6 +73,15 @@ def test_bad_yaml(released, text):
         GumbelVQGANTokenizer(checkpoint=released)
 
 
+def test_aliases_that_nest_without_end_are_refused(released):
+    lines = ['model:', '  params:', '    n_embed: 8', '    embed_dim: 8', '    ddconfig:']
+    lines += ['      a0: &a0 [1, 1]']
+    lines += [f'      a{i}: &a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 60)]
+    (released / 'model.yaml').write_text('\n'.join(lines))
+    with pytest.raises(ValueError, match='a1 is neither a number nor a list of numbers'):
+        GumbelVQGANTokenizer(checkpoint=released)
+
+
 @pytest.mark.parametrize(
     'prefix', ['encoder.conv_in', 'quant_conv', 'quantize.proj', 'quantize.embed', 'decoder.up.0']
 )

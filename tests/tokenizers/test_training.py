@@ -16,7 +16,8 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from trainers import DISCRIMINATOR, PREPROCESSOR, build, pictures, steps
 
-from mcbeit_mm.tokenizers import EMAVQGANTrainer, GumbelVQGANTrainer
+from mcbeit_mm.tokenizers import EMAVQGANTrainer, GumbelVQGANTrainer, training
+from mcbeit_mm.tokenizers.codebook import kmeans
 
 BOTH = pytest.mark.parametrize('cls', [GumbelVQGANTrainer, EMAVQGANTrainer])
 
@@ -169,8 +170,8 @@ def test_predictions_of_the_warmup_are_the_autoencoders(cls):
     model, images = build(cls, warmup_iters=5).eval(), pictures(2)
     with torch.no_grad():
         decoded = model.vqgan.decode_latents(model.vqgan.encode_latents(2 * images - 1))
-    for iteration, with_codes in ((0, False), (5, False), (6, True)):
-        model.iteration.fill_(iteration)  # iteration 5 will place the codes, when it is trained
+    for with_codes in (False, True):
+        model.placed.fill_(with_codes)
         assert model.has_codes == with_codes
         found = torch.stack([sample.reconstruction for sample in model(images, None, 'predict')])
         same = torch.allclose(found, ((decoded + 1) / 2).clamp(0, 1), atol=1e-5)
@@ -187,6 +188,23 @@ def test_evaluation_changes_no_state(cls):
         assert model(pictures(4), mode='loss')['loss'].isfinite()
         model(pictures(4), mode='predict')
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@BOTH
+def test_codes_are_placed_from_as_many_latents_after_a_resume(cls, monkeypatch):
+    """A checkpoint at the end of the warm-up does not hold the latents: they are collected anew."""
+    seen = []
+    monkeypatch.setattr(training, 'kmeans', lambda v, n: seen.append(len(v)) or kmeans(v, n))
+    model = build(cls, warmup_iters=3)
+    steps(model, 3)
+    resumed = build(cls, warmup_iters=3)
+    resumed.load_state_dict(model.state_dict())
+    steps(model, 1)
+    assert model.has_codes and seen == [1024]  # 64 vectors for each of 16 codes
+    steps(resumed, 2)
+    assert not resumed.has_codes and seen == [1024]
+    losses = steps(resumed, 1)
+    assert resumed.has_codes and seen == [1024, 1024] and 'perplexity' in losses
 
 
 @BOTH
@@ -221,7 +239,9 @@ def train_rank(rank, folder, cls):
     images = pictures(64).unflatten(0, (2, 4, 8))[rank]
     for step in range(7):
         if step == 5:
+            model.usage.histogram.fill_(1 / 8)
             model.usage.histogram[:8] = 0  # due for a restart
+            model.usage.grace.zero_()
         ddp.train_step(dict(inputs=images[step % 4]), optimizer)
     torch.save(model.state_dict(), f'{folder}/{cls.__name__}{rank}.pt')
     dist.destroy_process_group()

@@ -17,4 +17,4 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(max_epochs=10)
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(warmup=2, end=10)
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=1))

@@ -1,8 +1,8 @@
 """The network of the released vqgan_gumbel_f8 (its model.yaml) and a PatchGAN: 69 M + 2.8 M
 parameters.
 
-The perceptual loss needs a file and is off without it (docs/tokenizers.md):
---cfg-options model.perceptual.type=PerceptualLoss model.perceptual.vgg_weights=FILE
+The perceptual loss needs a file and is off without it. In a config that inherits, it is
+model = dict(perceptual=dict(type='PerceptualLoss', vgg_weights=FILE)), see docs/tokenizers.md.
 """
 
 model = dict(
