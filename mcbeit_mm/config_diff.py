@@ -1,4 +1,8 @@
-"""Two configs -> the leaves in which they differ, and the files that set them."""
+"""Two configs -> the leaves in which they differ, and the files that set them.
+
+MMEngine's Config.diff compares the printed text; here the differences are data, for tables and
+tests too.
+"""
 
 import ast
 import inspect

@@ -89,10 +89,7 @@ def _geometry(config: Any) -> dict[str, int] | None:
     kind = _class(MODELS, config)
     if not hasattr(kind, 'geometry'):
         return None
-    try:
-        return kind.geometry(**{key: value for key, value in config.items() if key != 'type'})
-    except NotImplementedError:
-        return None
+    return kind.geometry(**{key: value for key, value in config.items() if key != 'type'})
 
 
 def _steps(node: Any) -> Iterator[dict]:

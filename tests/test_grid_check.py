@@ -100,7 +100,7 @@ def test_defaults_count_too():
 
 
 def test_what_is_not_known_passes(monkeypatch):
-    monkeypatch.delattr(VQGANTokenizer, 'geometry')  # the base class then does not tell
+    monkeypatch.delattr(VQGANTokenizer, 'geometry')  # as for a tokenizer of someone else
     check_grids(config(second_size=64, vocab_size=7))
     with pytest.raises(ValueError, match='grid_size'):
         check_grids(config(grid_size=5))

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,9 @@ class Tokenizer(nn.Module):
     """Frozen image tokenizer: images in [0, 1] -> token_logits, and tokens -> images.
 
     A subclass sets ``vocab_size`` and ``stride``, implements ``encode`` and ``decode_tokens``
-    on images in its own normalisation, tells its :meth:`geometry` before it is built, and ends
-    its constructor with :meth:`freeze`.
+    on images in its own normalisation, and ends its constructor with :meth:`freeze`. A class
+    method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride': s}`` that reads no
+    weights lets a config be checked before it is built.
     Parameters never require gradients, the mode is always eval, and computation is in fp32
     also under autocast.
     """
@@ -26,11 +26,6 @@ class Tokenizer(nn.Module):
     vocab_size: int
     stride: int
     weights_file: str | os.PathLike | None = None
-
-    @classmethod
-    def geometry(cls, **config: Any) -> dict[str, int]:
-        """Return vocab_size and stride for constructor arguments, without reading weights."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
         """Return token_logits (B, V, H/stride, W/stride) of normalised images (B, 3, H, W)."""

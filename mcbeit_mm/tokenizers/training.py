@@ -132,7 +132,7 @@ class VQGANTrainer(BaseModel):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """One step of whichever phase the iteration is in; x (B, 3, H, W) in [-1, 1]."""
         latents = self.vqgan.encode_latents(x).float()
-        if self.has_codes or self._can_place(latents):
+        if self.has_codes or (self.training and self._can_place(latents)):
             with torch.autocast(x.device.type, enabled=False):
                 if self.training:
                     self._prepare_codes(latents)
@@ -141,7 +141,8 @@ class VQGANTrainer(BaseModel):
                     self.usage.update(count_codes(ids, self.vqgan.vocab_size))
             logs = logs | self.usage.logs()
         else:
-            self._keep(latents)
+            if self.training:
+                self._keep(latents)
             total, logs = _zero(self.vqgan.quantize), {}
         images = self.vqgan.decode_latents(latents)
         rec, rec_logs = self._reconstruction(images.float(), x)
