@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from . import launch
+from . import launch, resume
 from .checkpoint import read_checkpoint, sha256_of
 from .config_diff import ABSENT, Change, as_text, differences
 
@@ -181,7 +181,7 @@ def _sha256(file: Path) -> str:
 
 def _recorded_tokenizer(folder: Path) -> dict:
     try:
-        return read_checkpoint(launch.find_checkpoint(folder))['meta'].get('tokenizer') or {}
+        return read_checkpoint(resume.find_checkpoint(folder))['meta'].get('tokenizer') or {}
     except FileNotFoundError:
         return {}
 

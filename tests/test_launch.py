@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, VISUALIZERS, init_default_scope
 from PIL import Image
 
-from mcbeit_mm import launch
+from mcbeit_mm import launch, preflight, resume
 
 CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
@@ -39,13 +39,13 @@ def test_wrong_path_proposes_a_near_one():
 def test_missing_data_folder(cfg, tmp_path):
     cfg.optim_wrapper.type = 'OptimWrapper'
     with pytest.raises(FileNotFoundError, match='MCBEIT_DATA'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    launch.check_before_run(cfg)
+    preflight.check_before_run(cfg)
     cfg.load_from = str(tmp_path / 'none.pth')
     with pytest.raises(FileNotFoundError, match='load_from: no file'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
 
 
 def test_folder_without_images(cfg, tmp_path):
@@ -54,29 +54,29 @@ def test_folder_without_images(cfg, tmp_path):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train/notes.txt').touch()
     with pytest.raises(FileNotFoundError, match='no image .* below'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     one_photo(tmp_path / 'train/deep')
-    launch.check_before_run(cfg)
+    preflight.check_before_run(cfg)
 
 
 def test_testing_asks_for_no_training_data(cfg):
-    launch.check_before_run(cfg, testing=True)
+    preflight.check_before_run(cfg, testing=True)
 
 
 def test_what_resume_means(tmp_path, capsys):
     work = tmp_path / 'work'
-    assert launch.checkpoint_to_resume(str(work), 'auto') is None
+    assert resume.checkpoint_to_resume(str(work), 'auto') is None
     assert 'nothing to resume' in capsys.readouterr().err
     work.mkdir()
     (work / 'epoch_1.pth').touch()
     (work / 'epoch_2.pth').touch()
     # As MMEngine writes it, but the folder has moved since.
     (work / 'last_checkpoint').write_text('/old/place/epoch_1.pth')
-    assert launch.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_1.pth')
-    assert launch.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_1.pth')
-    assert launch.checkpoint_to_resume('x', str(work / 'epoch_2.pth')) == str(work / 'epoch_2.pth')
+    assert resume.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_1.pth')
+    assert resume.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_1.pth')
+    assert resume.checkpoint_to_resume('x', str(work / 'epoch_2.pth')) == str(work / 'epoch_2.pth')
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        launch.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
+        resume.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fp16 works on this machine')
@@ -84,7 +84,7 @@ def test_fp16_without_gpu_is_refused(cfg, tmp_path):
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     with pytest.raises(ValueError, match='--precision bf16'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
 
 
 @pytest.mark.parametrize(
@@ -167,27 +167,27 @@ def test_a_tokenizer_run_of_another_length_than_its_schedules(cfg, tmp_path):
     cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.model.total_iters, cfg.train_cfg.max_iters = 4000, 500
     with pytest.raises(ValueError, match='model.total_iters=4000.*train_cfg.max_iters=500'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     cfg.model.total_iters = 500
-    launch.check_before_run(cfg)
+    preflight.check_before_run(cfg)
 
 
 def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     cfg.optim_wrapper.type = 'OptimWrapper'
-    launch.check_before_run(cfg)
+    preflight.check_before_run(cfg)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
     with pytest.raises(FileNotFoundError, match='no file nowhere.pth; set MCBEIT_WEIGHTS=FILE'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     cfg.model.backbone.init_cfg = None
     cfg.train_dataloader.dataset.metainfo = dict(classes=f'{tmp_path}/classes.txt')
     with pytest.raises(FileNotFoundError, match=f'no class list {tmp_path}/classes.txt'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     cfg.train_dataloader.dataset.metainfo = dict(classes=('a', 'b'))
     cfg.train_dataloader.dataset.ann_file = 'lists/train.txt'
     with pytest.raises(FileNotFoundError, match=f'no annotation file {tmp_path}/lists/train.txt'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg', 'mmdet'])
@@ -219,11 +219,11 @@ def test_a_resumed_run_needs_no_initial_weights(cfg, tmp_path):
     cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.model.backbone.init_cfg = [dict(type='Pretrained', checkpoint='nowhere.pth')]
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
     cfg.resume = True
-    launch.check_before_run(cfg)
+    preflight.check_before_run(cfg)
     runner = SimpleNamespace(model=SimpleNamespace(backbone=SimpleNamespace(init_cfg='x')))
-    launch.skip_initial_weights(runner)
+    resume.skip_initial_weights(runner)
     assert runner.model.backbone.init_cfg is None
 
 
@@ -234,7 +234,7 @@ def test_missing_annotations_of_the_evaluator_are_found(cfg, tmp_path):
     cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.val_evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'val.json'))
     with pytest.raises(FileNotFoundError, match='evaluator: no annotation file .*val.json'):
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
 
 
 def test_several_processes_draw_nothing(cfg, tmp_path):

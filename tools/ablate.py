@@ -105,7 +105,7 @@ def execute(command: list[str], log: Path, env: dict[str, str]) -> int:
 
 def perform(step: str, run, args: argparse.Namespace) -> str | None:
     """Do one step of a run; return what went wrong, if anything."""
-    from mcbeit_mm import launch
+    from mcbeit_mm import resume
 
     run.folder.mkdir(parents=True, exist_ok=True)
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}'
@@ -113,7 +113,7 @@ def perform(step: str, run, args: argparse.Namespace) -> str | None:
     env = os.environ | dict(PATH=path, PYTHONPATH=root)
     try:
         if step == 'finetune':
-            env['MCBEIT_WEIGHTS'] = str(launch.find_checkpoint(run.folder))
+            env['MCBEIT_WEIGHTS'] = str(resume.find_checkpoint(run.folder))
     except FileNotFoundError as error:
         return str(error)
     command, log = command_for(step, run, args), run.folder / f'{step}.out'

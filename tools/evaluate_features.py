@@ -144,7 +144,7 @@ def markdown(models: dict[str, dict]) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from mcbeit_mm import evaluation, launch
+    from mcbeit_mm import evaluation, launch, resume
     from mcbeit_mm.checkpoint import read_checkpoint, state_dict_of
 
     untrained = args.checkpoint == 'random'
@@ -152,7 +152,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError('no image folder: give --data ROOT or set MCBEIT_DATA')
     if untrained and not args.config:
         raise ValueError("'random' needs --config")
-    checkpoint = None if untrained else read_checkpoint(launch.find_checkpoint(args.checkpoint))
+    checkpoint = None if untrained else read_checkpoint(resume.find_checkpoint(args.checkpoint))
     model = launch.load_config(args.config).model if args.config else saved_model_config(checkpoint)
     if not {'backbone', 'data_preprocessor'} <= set(model):
         raise ValueError('that model has no backbone (a tokenizer?): give a pretraining run')

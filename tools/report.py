@@ -182,7 +182,7 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     """Title, and accuracies, curves, pictures and facts of a pretraining run."""
     from mmengine.registry import init_default_scope
 
-    from mcbeit_mm import launch
+    from mcbeit_mm import launch, resume
     from mcbeit_mm.checkpoint import read_checkpoint
     from mcbeit_mm.reporting import report
     from mcbeit_mm.reporting.logs import newest, read_scalars
@@ -192,7 +192,7 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     config = newest(args.work_dir, '*.py')
     cfg = launch.load_config(str(config), args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    file = launch.find_checkpoint(args.checkpoint or args.work_dir)
+    file = resume.find_checkpoint(args.checkpoint or args.work_dir)
     checkpoint = read_checkpoint(file)
     model = load_model(cfg, checkpoint, device)
     folder = image_folder(cfg, args.data)

@@ -31,7 +31,7 @@ def main() -> None:
     args = parse_args()
     from mmengine.runner import Runner
 
-    from mcbeit_mm import launch
+    from mcbeit_mm import launch, preflight, resume
     from mcbeit_mm.errors import SetupError
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -40,12 +40,12 @@ def main() -> None:
         if not cfg.get('test_dataloader'):
             raise ValueError(f'{args.config} has no test set; see tools/evaluate_features.py')
         cfg.launcher = args.launcher
-        cfg.load_from = str(launch.find_checkpoint(args.checkpoint))
+        cfg.load_from = str(resume.find_checkpoint(args.checkpoint))
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
         launch.demand_all_weights(cfg)
         if args.show_dir:
             launch.draw_predictions(cfg, args.show_dir)
-        launch.check_before_run(cfg, testing=True)
+        preflight.check_before_run(cfg, testing=True)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)
     with launch.one_line_errors(SetupError):

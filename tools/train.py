@@ -43,7 +43,7 @@ def main() -> None:
     # Heavy imports come after parsing, so that --help and typing errors answer at once.
     from mmengine.runner import Runner
 
-    from mcbeit_mm import launch
+    from mcbeit_mm import launch, preflight, resume
     from mcbeit_mm.errors import SetupError
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -55,14 +55,14 @@ def main() -> None:
             launch.set_precision(cfg, args.precision or 'fp16')
         if args.auto_scale_lr:
             launch.scale_learning_rate(cfg)
-        found = launch.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
+        found = resume.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
         if found:  # else the run starts as the config says
             cfg.resume, cfg.load_from = True, found
-        launch.check_before_run(cfg)
+        preflight.check_before_run(cfg)
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)
         if found:
-            launch.skip_initial_weights(runner)
+            resume.skip_initial_weights(runner)
     with launch.one_line_errors(SetupError):
         runner.train()
 

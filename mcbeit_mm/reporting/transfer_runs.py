@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from .. import launch
+from .. import launch, resume
 from ..checkpoint import read_checkpoint, state_dict_of
 from .logs import newest, read_scalars
 from .tallies import TALLIES, quiet
@@ -124,7 +124,7 @@ class Outcome:
 def load_model(run: TransferRun, device: str) -> torch.nn.Module:
     """The trained model of a run, in eval mode."""
     init_default_scope(run.cfg.default_scope)
-    file = launch.find_checkpoint(run.folder)
+    file = resume.find_checkpoint(run.folder)
     cfg = Config(dict(model=run.cfg.model)).copy().model
     cfg.backbone.init_cfg = None
     model = MODELS.build(cfg)

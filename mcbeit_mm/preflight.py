@@ -1,0 +1,88 @@
+"""Checks of a config before anything is built: folders, sizes, weights, precision."""
+
+import inspect
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmpretrain.datasets import CustomDataset
+
+from .class_check import check_classes, innermost_dataset
+from .grid_check import check_grids
+
+
+def check_before_run(cfg: Config, testing: bool = False) -> None:
+    """Find at once what would fail minutes later: folders, sizes, weights, precision."""
+    loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
+    for name in loaders:
+        if cfg.get(name):
+            _check_dataset(name, cfg[name].dataset)
+            _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
+    if cfg.get('default_scope') == 'mmpretrain':
+        check_classes(cfg, loaders)
+    if not testing:
+        check_grids(cfg)
+        _check_length(cfg)
+    path = cfg.get('load_from')
+    if path and '://' not in path and not Path(path).exists():
+        raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
+    if not (testing or cfg.get('resume')):
+        _check_initial_weights(cfg.model.get('backbone', {}).get('init_cfg'))
+    wrapper = cfg.get('optim_wrapper', {})
+    amp = wrapper.get('type') == 'AmpOptimWrapper' and not testing
+    if amp and not torch.cuda.is_available():
+        raise ValueError(
+            'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
+        )
+
+
+def _check_length(cfg: Config) -> None:
+    planned, actual = cfg.model.get('total_iters'), cfg.get('train_cfg', {}).get('max_iters')
+    if planned and actual and planned != actual:
+        raise ValueError(
+            f'model.total_iters={planned}, where the schedules of the tokenizer end, but training '
+            f'has train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
+        )
+
+
+def _check_initial_weights(init_cfg: ConfigDict | list | None) -> None:
+    for entry in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
+        path = entry.get('checkpoint')
+        if path and not Path(path).exists():
+            raise FileNotFoundError(
+                f'model.backbone.init_cfg.checkpoint: no file {path}; set MCBEIT_WEIGHTS=FILE (a '
+                'checkpoint of pretraining), or to train from scratch '
+                '--cfg-options model.backbone.init_cfg=None'
+            )
+
+
+def _check_annotations(evaluator: ConfigDict | list | None) -> None:
+    for entry in evaluator if isinstance(evaluator, list) else [evaluator or {}]:
+        path = entry.get('ann_file')
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(
+                f'evaluator: no annotation file {path}; set MCBEIT_DATA=FOLDER, or its ann_file'
+            )
+
+
+def _check_dataset(name: str, dataset: ConfigDict) -> None:
+    dataset = innermost_dataset(dataset)
+    root = Path(dataset.get('data_root') or '')
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())
+    for folder in [root, *(root / p for p in prefixes if isinstance(p, str))]:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
+                f'--cfg-options {name}.dataset.data_root=FOLDER'
+            )
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and not Path(classes).is_file():
+        raise FileNotFoundError(f'{name}: no class list {classes}: a file of one name per line')
+    if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
+        raise FileNotFoundError(f'{name}: no annotation file {root / dataset.ann_file}')
+    if dataset.get('type') in ('CustomDataset', 'PhotoFolder') and not dataset.get('ann_file'):
+        extensions = inspect.signature(CustomDataset).parameters['extensions'].default
+        extensions = tuple(dataset.get('extensions', extensions))
+        if not any(file.suffix.lower() in extensions for file in folder.rglob('*')):
+            raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) below {folder}')
