@@ -5,27 +5,15 @@ import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from mmengine.config import Config
 
 from . import launch, resume
-from .checkpoint import read_checkpoint, sha256_of
+from .checkpoint import sha256_of
 from .config_diff import ABSENT, Change, as_text, differences
-
-EXPERIMENT = (
-    'model',
-    'data_preprocessor',
-    'custom_hooks',
-    'train_dataloader',
-    'optim_wrapper',
-    'param_scheduler',
-    'train_cfg',
-    'randomness',
-)
-LOADING = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
-PLACES = ('data_root', 'checkpoint')  # differ from machine to machine
+from .experiment import experiment, is_same
 
 
 @dataclass(frozen=True)
@@ -132,46 +120,31 @@ def missing_steps(run: Run, finetune: Config | None = None) -> list[str]:
     return steps
 
 
-def experiment(cfg: Config) -> dict:
-    """The parts of a config that make a run what it is, however fast its images are loaded."""
-    parts = {key: cfg[key] for key in EXPERIMENT if key in cfg}
-    loader = dict(parts.get('train_dataloader', {}))
-    parts['train_dataloader'] = {key: loader[key] for key in loader if key not in LOADING}
-    return parts
-
-
 def conflicts(folder: Path, name: str, cfg: Config) -> list[Change]:
     """How the config that a work dir was made with differs from the one it is to hold now.
 
-    A moved folder is no other experiment: data folders differ if both still exist and are not the
-    same; tokenizer weights at another place differ if their SHA-256 is not the one recorded in
-    the checkpoint, and where that cannot be told, as folders do. Initial weights of a backbone
-    are taken as they are. `vocab_size=None` is the tokenizer's, so it agrees with any number.
+    See `experiment.is_same` for what does not count. Tokenizer weights at another place differ if
+    their SHA-256 is not the one recorded in the checkpoint.
     """
     dumped = folder / name
     if not dumped.is_file():
         return []
     old = Config.fromfile(dumped, import_custom_modules=False)
     changes = differences(experiment(old), experiment(cfg))
-    return [change for change in changes if not _is_same(change, folder)]
+    same_tokenizer = partial(_is_recorded_tokenizer, folder)
+    return [change for change in changes if not is_same(change, same_tokenizer)]
 
 
-def _is_same(change: Change, folder: Path) -> bool:
-    old, new = change.old, change.new
-    if change.name == 'model.head.vocab_size' and None in (old, new):
-        return True  # None stands for that of the tokenizer, and no other one works
-    if change.key[-1] not in PLACES or not (isinstance(old, str) and isinstance(new, str)):
-        return False
-    if change.key[:3] == ('model', 'backbone', 'init_cfg'):
-        return True
-    if change.key[:2] == ('model', 'target_generator') and Path(new).exists():
-        recorded = _recorded_tokenizer(folder)
-        try:
-            file = Path(new, Path(recorded['checkpoint']).relative_to(old))
-            return file.is_file() and _sha256(file) == recorded['sha256']
-        except (KeyError, TypeError, ValueError):  # no record, or one of another place
-            pass
-    return not (Path(old).exists() and Path(new).exists()) or Path(old).samefile(new)
+def _is_recorded_tokenizer(folder: Path, old: str, new: str) -> bool | None:
+    """Whether the weights at `new` are those the run used from `old`; None if unknown."""
+    if not Path(new).exists():
+        return None
+    recorded = _recorded_tokenizer(folder)
+    try:
+        file = Path(new, Path(recorded['checkpoint']).relative_to(old))
+        return file.is_file() and _sha256(file) == recorded['sha256']
+    except (KeyError, TypeError, ValueError):  # no record, or one of another place
+        return None
 
 
 @cache
@@ -181,7 +154,7 @@ def _sha256(file: Path) -> str:
 
 def _recorded_tokenizer(folder: Path) -> dict:
     try:
-        return read_checkpoint(resume.find_checkpoint(folder))['meta'].get('tokenizer') or {}
+        return resume.read_meta(resume.find_checkpoint(folder)).get('tokenizer') or {}
     except FileNotFoundError:
         return {}
 

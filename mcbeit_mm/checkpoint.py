@@ -1,6 +1,5 @@
 """Checkpoints: reading them without running code from the file, loading, renaming."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from . import fitting, weight_names
 from .inert_pickle import load_inert, reason
+from .pins import check_pin, split_pin
+from .pins import sha256_of as sha256_of  # part of this module's interface
 from .rel_pos import Grid
 
 WRAPPER_KEYS = ('state_dict', 'model', 'module')
@@ -32,19 +33,24 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without
             foreign objects), a ``.safetensors`` file, which gives the bare state dict, a work dir
             (its newest checkpoint), or a folder of DeepSpeed (not ZeRO stage 3) or Hugging Face.
+            `PATH#sha256=HEX` pins what the file must be, see `pins`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another folder, a damaged file, or content that only code could restore.
+        ValueError: another folder or hash, a damaged file, or content only code could restore.
     """
     if '://' in str(path):
         raise ValueError(f'{path} is an address: download it and give the file')
-    path = Path(path)
+    name, pin = split_pin(path)
+    path = Path(name)
     if not path.exists():
         raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')
+    files = _files_of_folder(path) if path.is_dir() else [path]
+    if pin and len(files) > 1:
+        raise ValueError(f'{path} holds a checkpoint in {len(files)} files, which no hash pins')
     checkpoint: dict = {}
-    for file in _files_of_folder(path) if path.is_dir() else [path]:
-        checkpoint |= _read_file(file)
+    for file in files:
+        checkpoint |= _read_file(check_pin(file, pin))
     return checkpoint
 
 
@@ -123,15 +129,6 @@ def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, T
     elif to == 'hf':
         state = weight_names.to_hf(state)
     return state | official.rest
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _holds_tensors(value: Any) -> bool:

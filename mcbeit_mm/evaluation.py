@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.transforms import CenterCrop, LoadImageFromFile, Normalize
+from mmcv.transforms import CenterCrop, Normalize
 from mmengine.dataset import DefaultSampler, default_collate
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.transforms import PackInputs, ResizeEdge
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from .images import LoadCheckedImage
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 MAX_ELEMENTS = 2**26  # of a similarity or logit matrix at once: 256 MiB in fp32
@@ -42,7 +44,7 @@ def folder_datasets(
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     short_side = round(max(height, width) * 256 / 224)
     pipeline = [
-        LoadImageFromFile(),
+        LoadCheckedImage(),
         ResizeEdge(short_side, backend='pillow', interpolation='bicubic'),
         CenterCrop((width, height)),
         Normalize(mean, std, to_rgb=to_rgb),

@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .losses import MultiChoiceLoss, multi_choice_terms
+from .losses import MultiChoiceLoss, multi_choice_terms, patches_per_rank
 
 
 @MODELS.register_module()
@@ -46,7 +46,11 @@ class MCBEiTHead(BaseModule):
         return self.lm_head(feats)
 
     def loss(self, feats: Tensor, token_logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Loss and metrics, see losses.py: feats (B, L, D), logits (B, V, h, w), mask (B, L)."""
+        """Loss and metrics, see losses.py: feats (B, L, D), logits (B, V, h, w), mask (B, L).
+
+        The mean of each value over the ranks is that of the whole batch; a log shows rank 0's.
+        """
         weight, bias = self.lm_head.weight, self.lm_head.bias
         settings = self.multi_choice.settings
-        return multi_choice_terms(feats, weight, bias, token_logits, mask, **settings)
+        count = patches_per_rank(mask)
+        return multi_choice_terms(feats, weight, bias, token_logits, mask, count, **settings)

@@ -1,12 +1,13 @@
 """Features + token logits + mask -> soft cross-entropy on the masked patches.
 
 Only masked rows of logits, affinity and targets are formed; the mean runs over all masked patches
-of the batch.
+of the batch, in training over those of all ranks (`patches_per_rank`).
 Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
 """
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -41,18 +42,28 @@ def multi_choice_loss(
 
 
 def multi_choice_terms(
-    feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor, **settings
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    token_logits: Tensor,
+    mask: Tensor,
+    count: Tensor | None = None,
+    **settings,
 ) -> dict[str, Tensor]:
     """The loss of `multi_choice_loss` with what is worth logging beside it, all scalars.
 
     target_entropy is the floor of the loss, kl = loss - target_entropy is what training can
     reduce, mlm_acc the share of masked patches whose best guess is the tokenizer's own best token.
+
+    Args:
+        count: what the sums over masked patches are divided by; the number of them unless given.
     """
     mask = mask.flatten(1)
     _check_shapes(feats, weight, bias, token_logits, mask)
     targets = masked_targets(feats, token_logits, mask, **settings)
     logits = at_least_fp32(F.linear(feats[mask], weight, bias))
-    count = max(len(logits), 1)
+    if count is None:
+        count = max(len(logits), 1)
     with torch.autocast(feats.device.type, enabled=False):
         loss = -(targets * logits.log_softmax(dim=-1)).sum() / count
         with torch.no_grad():
@@ -60,6 +71,20 @@ def multi_choice_terms(
             labels = token_logits.flatten(2).argmax(dim=1)[mask]
             hits = (logits.argmax(dim=-1) == labels).sum() / count
     return dict(loss=loss, kl=loss.detach() - entropy, target_entropy=entropy, mlm_acc=hits)
+
+
+def patches_per_rank(mask: Tensor) -> Tensor:
+    """Masked patches of all ranks / number of ranks, a scalar; 1 where there is none.
+
+    DistributedDataParallel averages gradients over ranks. Block masks give ranks different numbers
+    of patches, so the mean of the ranks' own means is not the mean over all patches; the mean of
+    their sums over this count is. Without gradients (ranks may evaluate unequal numbers of
+    batches), and in a single process, it is this rank's own number.
+    """
+    count = mask.sum(dtype=torch.float32)
+    if torch.is_grad_enabled():
+        all_reduce(count, 'mean')
+    return torch.where(count > 0, count, 1.0)
 
 
 def masked_targets(

@@ -35,7 +35,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
-    """Estimate for a model of any of the three libraries and inputs of (H, W) pixels.
+    """Estimate for a model that `synthetic.training_batch` knows and inputs of (H, W) pixels.
 
     Two and three images are passed forward (batch norm refuses one); the difference is what an
     image costs. `half` counts activations in two bytes, as fp16 or bf16 autocast keep them.
@@ -63,7 +63,7 @@ def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: 
     model.train()
     batch = training_batch(model, batch_size, size)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    if not getattr(model.backbone, 'with_cp', False):
+    if not getattr(getattr(model, 'backbone', None), 'with_cp', False):
         return _kept_bytes(lambda: model(**batch, mode='loss'), own, half)
     block, arguments = model.backbone.blocks[0], []
     hook = block.register_forward_pre_hook(lambda module, args: arguments.append(args))

@@ -1,4 +1,4 @@
-"""Checks of a config before anything is built: folders, sizes, weights, precision."""
+"""Checks of a config before the run is built: keys, files, sizes, lengths, precision, disk."""
 
 import inspect
 from pathlib import Path
@@ -7,12 +7,19 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmpretrain.datasets import CustomDataset
 
+from .batch_check import check_batch
 from .class_check import check_classes, innermost_dataset
+from .config_keys import check_keys
+from .dense_class_check import check_dense_classes
+from .disk_space import check_disk, count_parameters
 from .grid_check import check_grids
+from .pins import split_pin
+from .schedule_check import check_schedules
 
 
 def check_before_run(cfg: Config, testing: bool = False) -> None:
-    """Find at once what would fail minutes later: folders, sizes, weights, precision."""
+    """Find at once what would fail minutes later; ValueError, FileNotFoundError, or a warning."""
+    check_keys(cfg)
     loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
     for name in loaders:
         if cfg.get(name):
@@ -20,40 +27,45 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
             _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
     if cfg.get('default_scope') == 'mmpretrain':
         check_classes(cfg, loaders)
-    if not testing:
-        check_grids(cfg)
-        _check_length(cfg)
-    path = cfg.get('load_from')
-    if path and '://' not in path and not Path(path).exists():
-        raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
-    if not (testing or cfg.get('resume')):
+    else:
+        check_dense_classes(cfg, loaders)
+    _check_load_from(cfg.get('load_from'))
+    if testing:
+        return
+    check_grids(cfg)
+    check_schedules(cfg)
+    if not cfg.get('resume'):
         _check_initial_weights(cfg.model.get('backbone', {}).get('init_cfg'))
-    wrapper = cfg.get('optim_wrapper', {})
-    amp = wrapper.get('type') == 'AmpOptimWrapper' and not testing
+    amp = cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper'
     if amp and not torch.cuda.is_available():
         raise ValueError(
             'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
         )
+    check_batch(cfg)
+    if cfg.get('work_dir'):
+        check_disk(cfg, *count_parameters(cfg))
 
 
-def _check_length(cfg: Config) -> None:
-    planned, actual = cfg.model.get('total_iters'), cfg.get('train_cfg', {}).get('max_iters')
-    if planned and actual and planned != actual:
-        raise ValueError(
-            f'model.total_iters={planned}, where the schedules of the tokenizer end, but training '
-            f'has train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
-        )
+def _check_load_from(path: str | None) -> None:
+    if path and not _exists(path):
+        raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
 
 
 def _check_initial_weights(init_cfg: ConfigDict | list | None) -> None:
     for entry in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
         path = entry.get('checkpoint')
-        if path and not Path(path).exists():
+        if path and not _exists(path):
             raise FileNotFoundError(
                 f'model.backbone.init_cfg.checkpoint: no file {path}; set MCBEIT_WEIGHTS=FILE (a '
                 'checkpoint of pretraining), or to train from scratch '
                 '--cfg-options model.backbone.init_cfg=None'
             )
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file, without its pin; addresses are not looked up."""
+    path, _ = split_pin(path)
+    return '://' in path or Path(path).exists()
 
 
 def _check_annotations(evaluator: ConfigDict | list | None) -> None:

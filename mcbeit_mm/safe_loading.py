@@ -1,87 +1,163 @@
-"""MMEngine's loader of local checkpoints, without its fall-back to running what they hold.
+"""MMEngine's loading of files, without its ways of running what they hold.
 
-MMEngine (onedl 0.10.12) retries a refused file with full unpickling, and on resume executes
-meta['config']. Importing this module replaces its loader for local files: `load_from`,
-`--resume` and `init_cfg=dict(type='Pretrained', ...)` then execute nothing.
+MMEngine (onedl 0.10.12) retries a refused checkpoint with full unpickling, executes
+meta['config'] on resume, and reads annotation files (.pkl, .yaml) with loaders that call what the
+file names. Importing this module replaces all of them, so that `load_from`, `--resume`,
+`init_cfg=dict(type='Pretrained', ...)`, `ann_file` and `proposal_file` execute nothing,
+wherever the file is from.
 """
 
+import hashlib
+import os
 import pickle
-from pathlib import Path
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlparse
 
-import numpy as np
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import torch
-from mmengine.logging import HistoryBuffer
+import yaml
+from mmengine.fileio.handlers import PickleHandler, YamlHandler, register_handler
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .checkpoint import is_wrapped, read_checkpoint, state_dict_of
 from .errors import SetupError
+from .pins import check_pin, split_pin
+from .safe_numbers import LOGS, NUMBERS
 
-
-def _buffer_method(owner: type, name: str) -> object:
-    """Stand in for the getattr by which HistoryBuffer's pickles name their methods."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
-
-
-def _number_type(*args: object) -> np.dtype:
-    """Stand in for numpy.dtype: types that hold objects turn bytes of a file into pointers."""
-    dtype = np.dtype(*args)
-    if dtype.kind not in 'biuf':
-        raise pickle.UnpicklingError(f'numpy.dtype{args!r} is no type of numbers')
-    return dtype
-
-
-class _Array(np.ndarray):
-    """Stands in for numpy.ndarray, which would take a buffer of pointers; saved as the original."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> '_Array':
-        raise pickle.UnpicklingError('numpy.ndarray is called by the file')
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return self.view(np.ndarray).__reduce_ex__(protocol)
-
-
-def _allowed() -> list:
-    """What MMEngine's own checkpoints hold beside tensors: logs and NumPy numbers."""
-    core = getattr(np, '_core', None) or np.core
-    numbers = {type(np.dtype(kind)) for kind in ('?', 'i4', 'i8', 'u4', 'u8', 'f4', 'f8')}
-    functions = [core.multiarray.scalar, core.multiarray._reconstruct]
-    aliases = [
-        (function, f'numpy.{core_name}.multiarray.{function.__name__}')
-        for function in functions
-        for core_name in ('core', '_core')  # before and since NumPy 2
-    ]
-    aliases += [(_number_type, 'numpy.dtype'), (_Array, 'numpy.ndarray')]
-    return [HistoryBuffer, *numbers, *aliases, (_buffer_method, 'builtins.getattr')]
+DATA = NUMBERS | {
+    'collections.OrderedDict': OrderedDict,
+    'builtins.set': set,
+    '__builtin__.set': set,  # up to protocol 2
+    '_codecs.encode': lambda text, encoding: text.encode('latin1'),  # bytes, up to protocol 2
+}
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
     """Load a checkpoint; foreign objects come back inert, see `checkpoint.read_checkpoint`.
 
-    It also reads folders and safetensors, and gives weights under `model` or `module`, as the
-    authors' files have them, the key `state_dict`, which is all that MMEngine looks at.
+    It also reads folders, safetensors and pinned files (`PATH#sha256=HEX`), and gives weights
+    under `model` or `module`, as the authors' files have them, the key `state_dict`, which is all
+    that MMEngine looks at.
     """
-    path = Path(filename).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f'no checkpoint {path}')
     try:
-        checkpoint = _load(path, map_location)
+        return _for_mmengine(_load(filename, map_location))
     except ValueError as error:
         raise SetupError(str(error)) from error
+
+
+def load_from_url(
+    url: str,
+    model_dir: str | None = None,
+    map_location: str | None = None,
+    progress: bool = True,
+) -> dict:
+    """Download what is not in the cache yet and load it, in place of MMEngine's `load_url`.
+
+    Its `load_from_http` calls this, on rank 0 first; names such as `torchvision://resnet50` end
+    there too. A pin (`URL#sha256=HEX`) is checked before the file enters the cache and after.
+    """
+    address, pin = split_pin(url)
+    folder = Path(model_dir) if model_dir else Path(torch.hub.get_dir()) / 'checkpoints'
+    # The digest of the address: a file of the same name from another host is another file.
+    name = f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{_name_of(address)}'
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / name).is_file():
+        try:
+            torch.hub.download_url_to_file(address, str(folder / name), pin, progress)
+        except (OSError, RuntimeError) as error:  # unreachable, or another hash
+            raise SetupError(
+                f'{address}: {error}; get the file in another way and give its path'
+            ) from error
+    return load_from_local(f'{folder / name}#sha256={pin}' if pin else str(folder / name))
+
+
+def load_open_file(
+    file: str | os.PathLike | IO[bytes],
+    map_location: str | None = None,
+    weights_only: bool | None = True,
+) -> dict:
+    """Load what MMEngine gets from an object store, in place of its `_safe_torch_load`.
+
+    It is weights only, whatever is asked.
+    """
+    if isinstance(file, str | os.PathLike):
+        return load_from_local(os.fspath(file), map_location)
+    try:
+        return _for_mmengine(_load_trusting_nothing(file, map_location))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SetupError(
+            'the checkpoint in the object store holds more than tensors and numbers, or is '
+            'damaged: download it and give the file'
+        ) from error
+
+
+mmengine_checkpoint.load_url = load_from_url
+mmengine_checkpoint._safe_torch_load = load_open_file
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads containers, numbers, strings and NumPy arrays of them."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f'{module}.{name}' not in DATA:
+            raise pickle.UnpicklingError(f'it refers to {module}.{name}, which is not data')
+        return DATA[f'{module}.{name}']
+
+
+@register_handler(['pkl', 'pickle'])
+class DataPickleHandler(PickleHandler):
+    """Pickle files as `ann_file` or `proposal_file`: plain data is read, all else is refused."""
+
+    def load_from_fileobj(self, file: IO[bytes], **kwargs: Any) -> Any:
+        """Read plain data; SetupError if the file holds objects of other classes."""
+        try:
+            return _DataUnpickler(file, **kwargs).load()
+        except Exception as error:  # damaged bytes make the unpickler raise almost anything
+            raise SetupError(
+                f'a pickle file (ann_file, proposal_file, ...) is not read: {error}. Save it as '
+                'JSON, or as a pickle of dicts, lists, numbers, strings and arrays only'
+            ) from error
+
+
+@register_handler(['yaml', 'yml'])
+class DataYamlHandler(YamlHandler):
+    """YAML files: the tags that call Python are refused."""
+
+    def load_from_fileobj(self, file: IO[str], **kwargs: Any) -> Any:
+        """Read plain data; yaml.YAMLError otherwise."""
+        return yaml.safe_load(file)
+
+
+def _name_of(address: str) -> str:
+    """Return the last part of an address: the name of the file in the cache."""
+    return PurePosixPath(urlparse(address).path).name or 'checkpoint'
+
+
+def _load(filename: str, map_location: str | None) -> dict:
+    name, pin = split_pin(filename)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    if path.is_dir() or path.suffix == '.safetensors':
+        return read_checkpoint(f'{path}#sha256={pin}' if pin else path)
+    try:
+        return _load_trusting_nothing(check_pin(path, pin), map_location)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        return read_checkpoint(path)
+
+
+def _load_trusting_nothing(file: Path | IO[bytes], map_location: str | None) -> dict:
+    known = [(stand_in, name) for name, stand_in in (NUMBERS | LOGS).items()]
+    with torch.serialization.safe_globals(known):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def _for_mmengine(checkpoint: dict) -> dict:
     if is_wrapped(checkpoint):
         checkpoint['state_dict'] = state_dict_of(checkpoint)
     if isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)  # MMEngine would execute it
     return checkpoint
-
-
-def _load(path: Path, map_location: str | None) -> dict:
-    if path.is_dir() or path.suffix == '.safetensors':
-        return read_checkpoint(path)
-    try:
-        with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        return read_checkpoint(path)

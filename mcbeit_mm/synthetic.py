@@ -10,10 +10,12 @@ NUM_OBJECTS = 100  # COCO's most crowded photos: enough positives to fill the bo
 def training_batch(model: nn.Module, batch_size: int, size: tuple[int, int]) -> dict:
     """Arguments of `model(..., mode='loss')` for preprocessed images of (H, W) pixels.
 
-    Knows mc-BEiT pretraining, mmpretrain's classifiers, mmseg's segmentors and mmdet's two-stage
-    detectors; ValueError for other models.
+    Knows mc-BEiT pretraining, tokenizers in training, mmpretrain's
+    classifiers, mmseg's segmentors and mmdet's two-stage detectors; ValueError for other models.
     """
     images = torch.rand(batch_size, 3, *size)
+    if hasattr(model, 'vqgan'):
+        return dict(inputs=images, data_samples=None)
     if hasattr(model, 'tokenizer'):
         return _pretraining(model, images)
     if hasattr(model, 'roi_head'):

@@ -1,18 +1,16 @@
 """Image -> (student view, tokenizer view, mask).
 
-Randomness comes from the global generators of NumPy and torch, which `seed_worker` seeds per
-worker and epoch.
+Randomness comes from the global generators of NumPy, torch and random, which
+`seeded_data.SeededDataset` seeds before each sample.
 Source: lixiaotong97/mc-BEiT@37489a1 datasets.py, transforms.py, masking_generator.py (BEiT's block
 mask).
 """
 
 import math
-import random
 
 import numpy as np
-import torch
 from mmcv.transforms import BaseTransform
-from mmengine.registry import FUNCTIONS, TRANSFORMS
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
@@ -26,19 +24,6 @@ RESAMPLING = {
 
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-@FUNCTIONS.register_module()
-def seed_worker(worker_id: int) -> None:
-    """Seed NumPy and random from torch's worker seed, which differs per worker, epoch and (seeded
-    so) rank.
-
-    MMEngine's own worker_init_fn gives workers that restart each epoch the same numbers again.
-    """
-    entropy = np.random.SeedSequence([torch.initial_seed(), worker_id])
-    numpy_seed, python_seed = entropy.generate_state(2)
-    np.random.seed(numpy_seed)
-    random.seed(int(python_seed))
 
 
 @TRANSFORMS.register_module()

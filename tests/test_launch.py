@@ -63,22 +63,6 @@ def test_testing_asks_for_no_training_data(cfg):
     preflight.check_before_run(cfg, testing=True)
 
 
-def test_what_resume_means(tmp_path, capsys):
-    work = tmp_path / 'work'
-    assert resume.checkpoint_to_resume(str(work), 'auto') is None
-    assert 'nothing to resume' in capsys.readouterr().err
-    work.mkdir()
-    (work / 'epoch_1.pth').touch()
-    (work / 'epoch_2.pth').touch()
-    # As MMEngine writes it, but the folder has moved since.
-    (work / 'last_checkpoint').write_text('/old/place/epoch_1.pth')
-    assert resume.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_1.pth')
-    assert resume.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_1.pth')
-    assert resume.checkpoint_to_resume('x', str(work / 'epoch_2.pth')) == str(work / 'epoch_2.pth')
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        resume.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fp16 works on this machine')
 def test_fp16_without_gpu_is_refused(cfg, tmp_path):
     one_photo(tmp_path / 'train')

@@ -138,7 +138,11 @@ def test_resume_with_another_tokenizer_is_refused(folder, finished):
 
 def test_two_processes_over_gloo_in_bf16_with_accumulation(folder, finished):
     launcher = ['bash', 'tools/dist_train.sh', str(folder / 'tiny.py'), '2']
-    options = ['train_cfg.max_epochs=3', 'optim_wrapper.accumulative_counts=2']
+    options = [
+        'train_cfg.max_epochs=3',
+        'param_scheduler.0.end=3',
+        'optim_wrapper.accumulative_counts=2',
+    ]
     arguments = ['--precision', 'bf16', '--cfg-options', *options]
     work = train(folder, 'dist', *arguments, launcher=launcher)
     log = scalars(work)

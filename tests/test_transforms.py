@@ -10,7 +10,6 @@ from mcbeit_mm.transforms import (
     PatchMask,
     RandomPatchMask,
     TwoViewRandomResizedCrop,
-    seed_worker,
 )
 
 
@@ -145,31 +144,3 @@ def test_block_mask_stops_where_no_block_fits():
 def test_masks_refuse_wrong_settings(build):
     with pytest.raises(ValueError, match='must lie in'):
         build()
-
-
-class Drawing(torch.utils.data.Dataset):
-    """Each item is one number from each generator that transforms may use."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        import random
-
-        return np.array([np.random.random(), random.random(), float(torch.rand(()))])
-
-
-@pytest.mark.parametrize('persistent', [False, True])
-def test_workers_and_epochs_draw_different_numbers(persistent):
-    def epochs():
-        torch.manual_seed(0)
-        loader = torch.utils.data.DataLoader(
-            Drawing(), num_workers=2, worker_init_fn=seed_worker, persistent_workers=persistent
-        )
-        return torch.stack([torch.cat(list(loader)) for _ in range(3)])
-
-    first = epochs()
-    assert (
-        len(first.flatten().unique()) == first.numel()
-    )  # no worker, epoch or generator repeats another
-    assert torch.equal(first, epochs())

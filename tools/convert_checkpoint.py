@@ -28,16 +28,17 @@ def main() -> None:
     from mcbeit_mm import launch  # after parsing: --help answers at once
     from mcbeit_mm.checkpoint import read_checkpoint, state_dict_of
     from mcbeit_mm.export import read_label_order, write
+    from mcbeit_mm.pins import split_pin
     from mcbeit_mm.weight_names import to_official
 
     with launch.one_line_errors(ValueError, FileNotFoundError):
-        src, dst = Path(args.src), Path(args.dst)
+        src, dst = Path(split_pin(args.src)[0]), Path(args.dst)
         if dst.resolve() in (src.resolve(), src.resolve().parent if args.to == 'hf' else None):
             raise ValueError(f'{dst} is the source itself: give another destination')
         if (args.to == 'hf') == (dst.suffix in ('.pth', '.pt', '.bin', '.safetensors')):
             wanted = 'a folder' if args.to == 'hf' else 'a .pth or .safetensors file'
             raise ValueError(f'--to {args.to} writes {wanted}, got {dst}')
-        state = state_dict_of(read_checkpoint(src))
+        state = state_dict_of(read_checkpoint(args.src))
         labels = read_label_order(args.label_order) if args.label_order else None
         written = write(state, dst, args.to, labels, args.strip)
         source = to_official(state)

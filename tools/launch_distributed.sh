@@ -1,4 +1,8 @@
 # Sourced by dist_train.sh and dist_test.sh: torchrun with the right rendezvous.
+# Signals go to torchrun's processes, which save and end with 75 (see InterruptHook): torchrun itself
+# would kill them after 30 s. Status: 75 if they were interrupted, where torchrun has 1 for any failure.
+source "$(dirname "${BASH_SOURCE[0]}")/pass_signals.sh"
+
 launch_distributed() {
   local processes=$1
   shift
@@ -25,7 +29,21 @@ launch_distributed() {
   fi
   # Without CUDA several processes share the cores.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}" \
+  MCBEIT_INTERRUPTED=$(mktemp) # InterruptHook writes 75 into it
+  export MCBEIT_INTERRUPTED
+  export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
+  local status=0
+  run_passing_signals signal_processes \
     python -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" \
-    "$@" --launcher pytorch
+    "$@" --launcher pytorch || status=$?
+  if [ "$status" != 0 ] && [ -s "$MCBEIT_INTERRUPTED" ]; then
+    status=$(cat "$MCBEIT_INTERRUPTED")
+  fi
+  rm -f "$MCBEIT_INTERRUPTED"
+  return "$status"
+}
+
+signal_processes() {
+  # No processes yet, or no pkill: torchrun passes it on.
+  pkill -"$1" -P "$2" || kill -"$1" "$2"
 }

@@ -1,6 +1,7 @@
 """Train any config of this repository: pretraining, tokenizer, transfer.
 
-python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options key=value ...]
+python tools/train.py CONFIG [--work-dir DIR] [--resume] [--check] [--cfg-options key=value ...]
+Exit status: 0 done, 1 crashed, 2 a mistake in the set-up, 75 interrupted and saved.
 """
 
 import argparse
@@ -17,6 +18,16 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='continue from this checkpoint, or from the newest in the work dir',
+    )
+    parser.add_argument(
+        '--allow-changes',
+        action='store_true',
+        help='resume with other settings or another number of GPUs; says what that changes',
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='only check the config, do one step on random images and estimate the memory',
     )
     parser.add_argument(
         '--precision', choices=('fp32', 'fp16', 'bf16'), help="default: the config's own"
@@ -45,6 +56,7 @@ def main() -> None:
 
     from mcbeit_mm import launch, preflight, resume
     from mcbeit_mm.errors import SetupError
+    from mcbeit_mm.step_check import run_check
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors(ValueError, FileNotFoundError):
@@ -57,8 +69,14 @@ def main() -> None:
             launch.scale_learning_rate(cfg)
         found = resume.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
         if found:  # else the run starts as the config says
+            resume.check_resume(
+                cfg, found, resume.world_size_of(args.launcher), args.allow_changes
+            )
             cfg.resume, cfg.load_from = True, found
         preflight.check_before_run(cfg)
+        if args.check:
+            run_check(cfg)
+            return
         launch.adapt_to_device(cfg)
         runner = Runner.from_cfg(cfg)
         if found:

@@ -1,17 +1,16 @@
 """What every transfer run shares: imports, hooks, logging, seed. default_scope is the task's."""
 
-custom_imports = dict(imports=['mcbeit_mm'], allow_failed_imports=False)
+_base_ = './reliable_runtime.py'
 
 default_hooks = dict(
     runtime_info=dict(type='RuntimeInfoHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    checkpoint=dict(interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 custom_hooks = [
-    dict(type='EpochSeedHook'),
     dict(type='FitWeightsHook'),  # load_from: resizes tables, refuses foreign weights
     dict(type='ThroughputHook'),
 ]

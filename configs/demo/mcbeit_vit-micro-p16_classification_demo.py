@@ -25,7 +25,7 @@ model = dict(
     head=dict(in_channels=128),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='RandomResizedCrop', scale=128, crop_ratio_range=(0.5, 1.0)),  # no flip: digits
     dict(type='PackInputs'),
 ]

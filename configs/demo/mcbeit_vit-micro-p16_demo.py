@@ -28,7 +28,7 @@ model = dict(
     target_generator=dict(checkpoint='{{$MCBEIT_TOKENIZER:work_dirs/demo/tokenizer/tokenizer}}'),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='TwoViewRandomResizedCrop', size=128, second_size=64, scale=(0.5, 1.0)),
     dict(type='RandomPatchMask', grid_size=grid, mask_ratio=0.6),
     dict(type='PackInputs'),
@@ -46,7 +46,6 @@ default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)
 )
 custom_hooks = [
-    dict(type='EpochSeedHook'),
     dict(type='TokenizerIdentityHook'),
     dict(type='ThroughputHook'),
     dict(type='KNNHook', data=data_root, interval=9, layer=3, num_workers=0),

@@ -34,14 +34,14 @@ model = dict(
     test_cfg=dict(_delete_=True, mode='whole'),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(128, 128), ratio_range=(1.0, 1.4), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(128, 128)),  # no flip: digits
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -21,7 +21,7 @@ model = dict(
     head=dict(embed_dims=192, vocab_size=None),  # the tokenizer's
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='TwoViewRandomResizedCrop', size=128, second_size=64, scale=(0.2, 1.0)),
     dict(type='RandomPatchMask', grid_size=8, mask_ratio=0.75),

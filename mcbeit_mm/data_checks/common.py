@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..images import BadImageError, check_image, read_image
+
 # What mmpretrain's CustomDataset reads; other files in its folders are passed over.
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 FORMATS = {  # extension -> what PIL may call its content; MPO is JPEG with a second picture
@@ -121,7 +123,12 @@ def inspect_image(path: str, decode: bool = True) -> ImageInfo:
                 image.load()
         if _strange_to_cv2(path, image.format):
             return ImageInfo(path, error=f'{image.format} content, which cv2 does not read')
+        if decode:  # what training would refuse although Pillow reads it
+            data = Path(path).read_bytes()
+            read_image(data) if DEEP in notes else check_image(data)
         return ImageInfo(path, width, height, notes=tuple(notes))
+    except BadImageError as error:
+        return ImageInfo(path, error=str(error))
     except UnidentifiedImageError:
         return ImageInfo(path, error='not an image (or damaged at its beginning)')
     except Image.DecompressionBombError:

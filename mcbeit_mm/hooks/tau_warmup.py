@@ -29,10 +29,14 @@ class TauWarmupHook(Hook):
         self._tau = self._settings.tau
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Set the epoch's tau and log it."""
-        tau = tau_at(runner.epoch, self._tau, self.tau_start, self.warmup_epochs)
-        self._settings.tau = tau
-        runner.message_hub.update_scalar('train/tau', tau)
+        """Set the epoch's tau."""
+        self._settings.tau = tau_at(runner.epoch, self._tau, self.tau_start, self.warmup_epochs)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Log it, as MMEngine does the learning rate."""
+        runner.message_hub.update_scalar('train/tau', self._settings.tau)
 
     def after_train(self, runner: Runner) -> None:
         """Leave the final tau in place."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import sha256_of
+from ..pins import sha256_of
 
 
 class Tokenizer(nn.Module):

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, state_dict_of
+from ..pins import check_pin, split_pin
 from .base import Tokenizer, embed_tokens
 from .release import load_weights
 
@@ -187,20 +188,21 @@ class DALLETokenizer(Tokenizer):
 
 
 def _find_encoder(checkpoint: str | os.PathLike | None) -> Path | None:
-    """Return the file that makes the tokens."""
+    """Return the file that makes the tokens; a pin is that of this file, also for a folder."""
     if checkpoint is None:
         return None
-    checkpoint = Path(checkpoint)
+    name, pin = split_pin(checkpoint)
+    checkpoint = Path(name)
     if not checkpoint.exists():
         raise FileNotFoundError(f'No tokenizer at {checkpoint}: {HOW_TO_GET_ONE}')
     if not checkpoint.is_dir():
-        return checkpoint
+        return check_pin(checkpoint, pin)
     if not (checkpoint / 'encoder.pkl').is_file():
         raise FileNotFoundError(
             f'{checkpoint} has no encoder.pkl (it holds '
             f'{sorted(os.listdir(checkpoint))[:10]}): {HOW_TO_GET_ONE}'
         )
-    return checkpoint / 'encoder.pkl'
+    return check_pin(checkpoint / 'encoder.pkl', pin)
 
 
 def _read_weights(
@@ -211,8 +213,9 @@ def _read_weights(
     if file is None:
         return None, {}
     weights = _prefixed(state_dict_of(read_checkpoint(file)), 'encoder.')
-    decoder = Path(checkpoint) / 'decoder.pkl'
-    if Path(checkpoint).is_dir() and decoder.is_file():
+    folder = Path(split_pin(checkpoint)[0])
+    decoder = folder / 'decoder.pkl'
+    if folder.is_dir() and decoder.is_file():
         weights |= _prefixed(state_dict_of(read_checkpoint(decoder)), 'decoder.')
     return file, weights
 

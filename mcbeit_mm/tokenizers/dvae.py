@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, state_dict_of
+from ..pins import check_pin, split_pin
 from .base import Tokenizer, embed_tokens
 from .release import load_weights
 
@@ -116,11 +117,12 @@ class DiscreteVAETokenizer(Tokenizer):
 def _find_weights(checkpoint: str | os.PathLike | None) -> Path | None:
     if checkpoint is None:
         return None
-    checkpoint = Path(checkpoint)
+    name, pin = split_pin(checkpoint)
+    checkpoint = Path(name)
     file = checkpoint / FILE if checkpoint.is_dir() else checkpoint
     if not file.is_file():
         raise FileNotFoundError(
             f'No tokenizer at {checkpoint}: expected {FILE}, which holds a state dict under the '
             f'key weights, the folder it lies in, or another weight file'
         )
-    return file
+    return check_pin(file, pin)

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, state_dict_of
+from ..pins import split_pin
 
 # (layer of torchvision's vgg16.features, channels) of the convolutions between two poolings;
 # LPIPS compares the last one of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -41,9 +42,11 @@ class PerceptualLoss(nn.Module):
             copy in the installed torchmetrics, functional/image/lpips_models/vgg.pth, which is
             the LPIPS authors' under the BSD 2-clause licence.
 
+    Either may be pinned, `PATH#sha256=HEX`.
+
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it holds other weights.
+        ValueError: it holds other weights, or is not the pinned file.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class PerceptualLoss(nn.Module):
 
 
 def _read_vgg(file: str | os.PathLike) -> dict[str, Tensor]:
-    if not Path(file).is_file():
+    if not Path(split_pin(file)[0]).is_file():
         raise FileNotFoundError(
             f'vgg_weights: no file {file} (from {Path.cwd()}); nothing is downloaded here: get '
             f'{VGG_FILE} from https://download.pytorch.org/models/{VGG_FILE}, where torchvision '
@@ -119,7 +122,7 @@ def _read_lins(file: str | os.PathLike | None) -> dict[str, Tensor]:
         torchmetrics = find_spec('torchmetrics')
         folder = Path(torchmetrics.origin).parent if torchmetrics else Path('torchmetrics')
         file = folder / LIN_FILE
-    if not Path(file).is_file():
+    if not Path(split_pin(file)[0]).is_file():
         raise FileNotFoundError(
             f'lpips_weights: no file {file} (from {Path.cwd()}); nothing is downloaded here: pip '
             'install torchmetrics, which brings it, or give weights/v0.1/vgg.pth of '

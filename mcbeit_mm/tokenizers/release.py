@@ -11,6 +11,8 @@ import yaml
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..pins import check_pin, split_pin
+
 SIZES = ('ddconfig', 'n_embed', 'embed_dim')
 TOKENIZERS = {  # class in taming-transformers -> who loads it here
     'GumbelVQ': 'GumbelVQGANTokenizer',
@@ -30,7 +32,8 @@ def locate(
 
     Args:
         checkpoint: a folder with ``model.yaml`` and ``last.ckpt`` (or, as taming-transformers
-            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
+            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None. A
+            pin (``#sha256=HEX``) is that of the weight file, also behind a folder.
         sizes: ``ddconfig``, ``n_embed`` and ``embed_dim`` as given by the user, None where not.
         target: class that the folder's YAML should name, as far as its name is known.
 
@@ -40,14 +43,15 @@ def locate(
     Raises:
         FileNotFoundError: no such file or folder, or a part of the folder is missing.
         ValueError: sizes are neither given nor in the folder, or contradict it; or the folder
-            holds a VQGAN of another kind.
+            holds a VQGAN of another kind; or the weights are not those of the pin.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
+    checkpoint, pin = (None, None) if checkpoint is None else split_pin(checkpoint)
     if checkpoint is not None and Path(checkpoint).is_dir():
         folder = Path(checkpoint)
         stored = _read_sizes(folder, target)
         _check_agreement(given, stored, folder)
-        return _find_weights(folder), stored
+        return check_pin(_find_weights(folder), pin), stored
     if checkpoint is not None and not Path(checkpoint).exists():
         raise FileNotFoundError(
             f'No tokenizer at {checkpoint}: expected a folder with model.yaml and last.ckpt, or a '
@@ -58,7 +62,7 @@ def locate(
             f'{", ".join(absent)} not given: only a checkpoint folder with a model.yaml brings the '
             f'sizes along (checkpoint={checkpoint}); give {", ".join(SIZES)}'
         )
-    return (None if checkpoint is None else Path(checkpoint)), given
+    return (None if checkpoint is None else check_pin(Path(checkpoint), pin)), given
 
 
 def load_weights(

@@ -120,6 +120,15 @@ class VQGANTrainer(BaseModel):
         """Put the codes `ids` (K,) on (K, D); both are the same on all ranks."""
         raise NotImplementedError
 
+    def rank_state(self) -> list[Tensor] | None:
+        """Return what this rank collected in the warm-up, for checkpoints; None afterwards."""
+        return [latents.cpu() for latents in self._latents] or None
+
+    def load_rank_state(self, state: list[Tensor]) -> None:
+        """Go on collecting from there."""
+        device = self.iteration.device
+        self._latents = [latents.to(device) for latents in state]
+
     def forward(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[DataSample]:
@@ -198,7 +207,7 @@ class VQGANTrainer(BaseModel):
             self._latents.pop(0)
 
     def _can_place(self, latents: Tensor) -> bool:
-        """Whether the warm-up is over; a run resumed near its end collects latents again first."""
+        """Whether the warm-up is over; without a state of this rank latents are collected again."""
         wanted = min(64 * self.vqgan.vocab_size, self.warmup_iters * latents[:, 0].numel())
         return int(self.iteration) >= self.warmup_iters and sum(map(len, self._latents)) >= wanted
 

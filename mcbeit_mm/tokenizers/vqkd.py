@@ -12,6 +12,7 @@ from mmpretrain.models.selfsup import VQKD
 from torch import Tensor
 
 from ..checkpoint import read_checkpoint, state_dict_of
+from ..pins import check_pin, split_pin
 from ..weight_names import DIALECTS, to_official
 from .base import Tokenizer
 from .release import load_weights
@@ -117,12 +118,15 @@ class VQKDTokenizer(Tokenizer):
 
 
 def _existing(checkpoint: str | os.PathLike | None) -> Path | None:
-    if checkpoint is not None and not Path(checkpoint).exists():
+    if checkpoint is None:
+        return None
+    name, pin = split_pin(checkpoint)
+    if not Path(name).exists():
         raise FileNotFoundError(
             f'No VQ-KD tokenizer at {checkpoint}: expected the file of microsoft/unilm beit2 '
             '(vqkd_encoder_base_decoder_3x768x12_clip) or of OpenMMLab (vqkd_encoder.pth)'
         )
-    return None if checkpoint is None else Path(checkpoint)
+    return check_pin(Path(name), pin)
 
 
 def _to_mmpretrain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ def test_tau_moves_and_returns_to_the_heads_own():
     seen = []
     for runner.epoch in (0, 1, 2, 3, 7):
         hook.before_train_epoch(runner)
+        hook.before_train_iter(runner, 0)
         seen.append(model.head.multi_choice.tau)
     assert seen == [1.0, 2.0, 3.0, 4.0, 4.0]
     assert hub.get_scalar('train/tau').current() == 4.0

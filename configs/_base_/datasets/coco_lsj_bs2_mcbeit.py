@@ -7,7 +7,7 @@ data_root = '{{$MCBEIT_DATA:data/coco}}'
 image_size = (1024, 1024)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
     dict(
@@ -25,7 +25,7 @@ train_pipeline = [
 ]
 # The short edge to 1024 with the long one at most 1024 is the long edge to 1024.
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='Resize', scale=image_size, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
@@ -36,11 +36,10 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
-    persistent_workers=False,  # new workers take the seeds of their epoch (EpochSeedHook)
+    persistent_workers=True,
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    worker_init_fn=dict(type='seed_worker'),
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,

@@ -6,7 +6,7 @@ resampling is OpenCV's, and erased pixels are clipped to 0..255.
 """
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
     dict(  # script default; with it timm leaves colour jitter out
@@ -29,7 +29,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='ResizeEdge', scale=256, backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
@@ -37,12 +37,11 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=128,
     num_workers=10,  # README
-    persistent_workers=False,  # new workers take the seeds of their epoch (EpochSeedHook)
+    persistent_workers=True,
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    worker_init_fn=dict(type='seed_worker'),
     dataset=dict(
         type='CustomDataset',
         data_root='{{$MCBEIT_DATA:data/imagenet}}',

@@ -5,7 +5,7 @@ FOLDER/train.
 """
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='RandomFlip', prob=0.5),
     dict(
         type='TwoViewRandomResizedCrop',
@@ -19,12 +19,11 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=128,
     num_workers=10,  # README
-    persistent_workers=False,  # new workers take the seeds of their epoch (EpochSeedHook)
+    persistent_workers=True,
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    worker_init_fn=dict(type='seed_worker'),
     dataset=dict(
         type='CustomDataset',
         data_root='{{$MCBEIT_DATA:data/imagenet}}',

@@ -5,13 +5,13 @@ Data: MCBEIT_DATA=FOLDER
 """
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.2, 1.0), backend='pillow'),
     dict(type='PackInputs'),
 ]
 val_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedImage'),
     dict(type='ResizeEdge', scale=64, backend='pillow', interpolation='lanczos'),
     dict(type='CenterCrop', crop_size=64),
     dict(type='PackInputs'),
@@ -24,7 +24,6 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    worker_init_fn=dict(type='seed_worker'),
     dataset=dict(split='train', pipeline=train_pipeline, **dataset),
 )
 val_dataloader = dict(

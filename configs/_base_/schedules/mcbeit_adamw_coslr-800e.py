@@ -25,5 +25,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     )
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
+train_cfg = dict(type='ResumableEpochLoop', max_epochs=800)
 auto_scale_lr = dict(enable=False, base_batch_size=2048)

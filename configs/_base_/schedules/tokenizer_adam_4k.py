@@ -8,7 +8,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [dict(type='WarmupCosineLR', warmup=100, end=4000, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=4000, val_interval=1000)
+train_cfg = dict(type='ResumableIterLoop', max_iters=4000, val_interval=1000)
 default_hooks = dict(
     logger=dict(interval=50), checkpoint=dict(by_epoch=False, interval=1000, max_keep_ckpts=2)
 )

@@ -1,0 +1,10 @@
+"""Hooks of docs/reliability.md; with a Resumable*Loop in train_cfg they serve any MMEngine config."""
+
+custom_imports = dict(imports=['mcbeit_mm'], allow_failed_imports=False)
+
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook'),
+    numerics=dict(type='NumericsHook'),
+    bad_samples=dict(type='BadSamplesHook'),
+    interrupt=dict(type='InterruptHook'),
+)

@@ -1,0 +1,5 @@
+"""mc-BEiT ViT-L/16 on 8 GPUs with AdamW's moments divided among them (ZeRO stage 1)."""
+
+_base_ = './mcbeit_vit-large-p16_8xb256-amp-coslr-800e_in1k.py'
+
+optim_wrapper = dict(optimizer=dict(type='ShardedOptimizer', optimizer_type='AdamW'))

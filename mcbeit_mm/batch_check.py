@@ -1,0 +1,40 @@
+"""The batch of one optimizer step, against the one that the learning rate is for."""
+
+import os
+import sys
+
+from mmengine.config import Config
+
+# What the launchers of tools/train.py set.
+WORLD_SIZE = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
+RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def global_batch(cfg: Config) -> tuple[int, int, int]:
+    """Images per process and forward pass, processes, forward passes per step."""
+    processes = int(os.environ.get(WORLD_SIZE.get(cfg.get('launcher'), ''), 1))
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    return cfg.train_dataloader.batch_size, processes, accumulated
+
+
+def check_batch(cfg: Config) -> None:
+    """Warn if the learning rate is for another batch than the actual one and is not scaled."""
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    if not base or scaling.get('enable') or 'batch_size' not in (cfg.get('train_dataloader') or {}):
+        return
+    images, processes, accumulated = global_batch(cfg)
+    actual = images * processes * accumulated
+    if actual != base:
+        warn(
+            cfg,
+            f'one step takes {actual} images ({images} x {processes} processes x {accumulated} '
+            f'accumulated), the learning rate is for {base:g}: use that batch, or --auto-scale-lr '
+            f'to multiply the learning rate by {actual / base:g}',
+        )
+
+
+def warn(cfg: Config, text: str) -> None:
+    """Print a warning once, on the first process."""
+    if int(os.environ.get(RANK.get(cfg.get('launcher'), ''), 0)) == 0:
+        print(f'WARNING: {text}', file=sys.stderr, flush=True)

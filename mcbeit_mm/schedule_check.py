@@ -1,0 +1,73 @@
+"""Compares the lengths of schedules with that of training, before anything is built."""
+
+from collections.abc import Iterator
+
+from mmengine.config import Config, ConfigDict
+from mmengine.optim.scheduler.param_scheduler import INF
+
+
+def check_schedules(cfg: Config) -> None:
+    """Raise ValueError if a schedule does not end where training ends.
+
+    The entry of param_scheduler that ends last must end with training, or one iteration later:
+    MMEngine's reach their end value one step before `end`. Schedules in iterations of a training
+    in epochs pass, since only the data tells how they relate.
+    """
+    train = cfg.get('train_cfg') or {}
+    planned, actual = cfg.model.get('total_iters'), train.get('max_iters')
+    if planned and actual and planned != actual:
+        raise ValueError(
+            f'model.total_iters={planned}, where the schedules of the tokenizer end, but training '
+            f'has train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
+        )
+    epochs = train.get('max_epochs')
+    if epochs or actual:
+        key = 'max_epochs' if epochs else 'max_iters'
+        _check_ends(list(_entries(cfg.get('param_scheduler'))), key, epochs or actual)
+    for hook in cfg.get('custom_hooks') or []:
+        warmup = hook.get('warmup_epochs', 0)
+        if epochs and warmup > epochs:
+            raise ValueError(
+                f'{hook.type}: warmup_epochs={warmup} is longer than training, '
+                f'train_cfg.max_epochs={epochs}'
+            )
+
+
+def _check_ends(schedules: list[tuple[str, ConfigDict]], key: str, length: int) -> None:
+    ends = {}
+    for place, schedule in schedules:
+        by_epoch = schedule.get('by_epoch', True)
+        if by_epoch and key == 'max_iters':
+            if schedule.get('convert_to_iter_based'):
+                continue
+            raise ValueError(
+                f'{place} counts epochs, which never end in a training of train_cfg.{key}={length} '
+                'iterations: set by_epoch=False and its lengths in iterations'
+            )
+        if by_epoch == (key == 'max_epochs'):
+            ends[place] = min(_end(schedule, length), INF)
+    last = max(ends, key=ends.get, default=None)
+    if last and ends[last] != INF and not length <= ends[last] <= length + (key == 'max_iters'):
+        raise ValueError(
+            f'{last} ends at {ends[last]}, training at train_cfg.{key}={length}: give both the '
+            'same length'
+        )
+
+
+def _end(schedule: ConfigDict, length: int) -> float:
+    """Where a schedule ends; without `end`, Runner lets it end with training."""
+    begin, end = schedule.get('begin', 0), schedule.get('end', length)
+    period = schedule.get('T_max')  # of a cosine, which rises again after it
+    return end if period is None else begin + period
+
+
+def _entries(
+    node: list | dict | None, place: str = 'param_scheduler'
+) -> Iterator[tuple[str, ConfigDict]]:
+    """One schedule, a list of them, or lists by the name of an optimizer."""
+    if isinstance(node, dict) and 'type' in node:
+        yield place, node
+    elif node:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in items:
+            yield from _entries(child, f'{place}.{key}')

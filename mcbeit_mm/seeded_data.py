@@ -1,0 +1,167 @@
+"""Samples whose random numbers depend on the seed and their place in the data's order alone.
+
+Not on the worker that reads them, nor on what was read before: a run can go on from any batch
+without reading the ones before it, with another number of workers, and ranks that share a global
+batch see what one process would.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from .bad_samples import BadSamples
+
+Place = tuple[int, int]  # epoch, position in the global order of that epoch
+Key = tuple[int, Place]  # index of a sample and its place
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """A data set read by `Key`: seeds torch, NumPy and random before each sample.
+
+    A sample that cannot be read is replaced by another one and reported, see `BadSamples`. All
+    other attributes are those of the data set inside, for reading and for setting.
+
+    Args:
+        report: file for the list of samples that could not be read.
+    """
+
+    OWN = ('dataset', 'seed', 'bad_samples')
+
+    def __init__(self, dataset: Dataset | dict, seed: int, report: Path | None = None):
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        self.dataset, self.seed = dataset, seed
+        self.bad_samples = BadSamples(len(dataset), seed, report)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        index, place = key
+        for attempt, candidate in enumerate(self.bad_samples.candidates(index)):
+            seed_generators(self.seed, *place, attempt)
+            try:
+                return self.dataset[candidate]
+            except Exception as error:  # BadSamplesHook ends the run when there are too many
+                self.bad_samples.note(index, candidate, self._path(candidate), error)
+
+    def reseed(self, seed: int) -> None:
+        """Change the seed, before workers start."""
+        self.seed = self.bad_samples.seed = seed
+
+    def _path(self, index: int) -> str | None:
+        try:
+            return self.dataset.get_data_info(index).get('img_path')
+        except Exception:  # another kind of data set, or one that cannot tell
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.OWN or name.startswith('__'):  # not yet set, as while unpickling
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
+
+@DATA_SAMPLERS.register_module()
+class PositionBatchSampler:
+    """Batches of `Key` instead of indices, from any batch on.
+
+    `epoch` and `start` say where the next iteration begins; it advances `epoch` and resets
+    `start`. Skipped batches cost their indices only.
+
+    Args:
+        batches: config of another batch sampler to take the lists of indices from.
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        batch_size: int,
+        drop_last: bool = False,
+        batches: dict | None = None,
+    ):
+        self.sampler, self.batch_size = sampler, batch_size
+        self.batches = BatchSampler(sampler, batch_size, drop_last)
+        if batches:
+            inner = dict(sampler=sampler, batch_size=batch_size)
+            self.batches = DATA_SAMPLERS.build(batches, default_args=inner)
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # A generator: DataLoader calls iter() twice, and only the one it draws from may advance.
+        epoch, start = self.epoch, self.start
+        while True:
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            batches = iter(self.batches)
+            skipped = sum(1 for _, _ in zip(range(start), batches, strict=False))
+            if skipped == start:
+                break
+            if skipped == 0:
+                raise ValueError('the data set gives no batch: fewer images than the batch size?')
+            epoch, start = epoch + 1, start - skipped
+        self.epoch, self.start = epoch + 1, 0
+        yield from self._keys(batches, epoch, start)
+
+    def _keys(self, batches: Iterator[list[int]], epoch: int, start: int) -> Iterator[list[Key]]:
+        rank, world_size = get_rank(), get_world_size()
+        for number, batch in enumerate(batches, start):
+            first = number * self.batch_size
+            # MMEngine's samplers deal the global order out to the ranks in turn.
+            yield [
+                (index, (epoch, (first + slot) * world_size + rank))
+                for slot, index in enumerate(batch)
+            ]
+
+
+def seeded_loader(runner: Runner, config: dict) -> DataLoader:
+    """Build a training DataLoader from its config, as MMEngine does, around a `SeededDataset`."""
+    config, seed = dict(config), base_seed(runner)
+    name = f'bad_samples_rank{get_rank()}.jsonl' if get_world_size() > 1 else 'bad_samples.jsonl'
+    config['dataset'] = dict(
+        type=SeededDataset,
+        dataset=config['dataset'],
+        seed=seed,
+        report=Path(runner.work_dir, name),
+    )
+    config['batch_sampler'] = dict(
+        type=PositionBatchSampler,
+        drop_last=config.pop('drop_last', False),
+        batches=config.get('batch_sampler'),
+    )
+    return runner.build_dataloader(config, seed=seed)
+
+
+def base_seed(runner: Runner) -> int:
+    """Return the seed of the run, the same on all ranks."""
+    own = runner._randomness_cfg.get('diff_rank_seed', False)  # MMEngine then adds the rank
+    return runner.seed - get_rank() if own else runner.seed
+
+
+def seed_generators(*entropy: int, cuda: bool = False) -> None:
+    """Seed torch's CPU generator, NumPy, random and, if asked for, all CUDA generators."""
+    torch_seed, numpy_seed, python_seed = np.random.SeedSequence(entropy).generate_state(3).tolist()
+    torch.default_generator.manual_seed(torch_seed)
+    np.random.seed(numpy_seed)
+    random.seed(python_seed)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.manual_seed_all(torch_seed)

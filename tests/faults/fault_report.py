@@ -1,0 +1,66 @@
+"""The result of a campaign as a table."""
+
+from run_state import PHASES
+
+
+def summary(result: dict) -> dict:
+    """Counts by fault and phase, and the numbers that must be zero."""
+    rows: dict[str, dict] = {}
+    for entry in result['launches']:
+        if entry['hit']:
+            row = rows.setdefault(entry['fault'], dict.fromkeys(PHASES[:4], 0) | dict(lost=0))
+            phase = entry['phase'] if entry['phase'] in row else PHASES[1]
+            row[phase] += 1
+            row['lost'] = max(row['lost'], entry['lost'])
+    cases = result['corruption']['cases'].values()
+    return dict(
+        faults=dict(sorted(rows.items())),
+        hits=sum(entry['hit'] for entry in result['launches']),
+        launches=len(result['launches']),
+        real=sum(entry['real'] for entry in result['launches']),
+        orphans=sum(entry['orphans'] for entry in result['launches']),
+        files=sum(sum(verdicts.values()) for verdicts in cases),
+        files_detected=sum(verdicts.get('detected', 0) for verdicts in cases),
+        files_harmless=sum(verdicts.get('harmless', 0) for verdicts in cases),
+        silent=result['corruption']['silent'],
+        lost=max((entry['lost'] for entry in result['launches']), default=0),
+    )
+
+
+def as_table(result: dict, markdown: bool = False) -> str:
+    """Faults by kind and place, then one line for each other part."""
+    s = result['summary']
+    head = ['fault', *PHASES[:4], 'lost at most']
+    rows = [[name, *(str(row[key]) for key in (*PHASES[:4], 'lost'))]
+            for name, row in s['faults'].items()]  # fmt: skip
+    table = _markdown(head, rows) if markdown else _aligned(head, rows)
+    lines = [
+        table,
+        '',
+        f'{s["hits"]} faults in {result["lives"]} runs ({s["launches"]} starts, {s["real"]} by a '
+        f'real subprocess; {s["orphans"]} orphaned processes reaped), seed {result["seed"]}.',
+        f'Iterations lost at most: {s["lost"]} with a checkpoint every {result["interval"]} '
+        f'({result["damaged_in_lives"]} newest checkpoints or notes damaged between a fault and '
+        'its resume: one more interval then).',
+        f'Damaged files: {s["files"]}, {s["files_detected"]} detected, {s["files_harmless"]} '
+        f'harmless (same content), {s["silent"]} used in silence; {result["corruption"]["notes"]} '
+        'damaged notes.',
+        f'Full disk: {result["disk"]["runs"]} runs, {result["disk"]["way"]}.',
+        f'Problems: {len(result["problems"])}. {result["seconds"] / 60:.1f} minutes.',
+        *(f'- {line}' for line in result['problems']),
+    ]
+    return '\n'.join(lines)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
+
+
+def _aligned(head: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append('  '.join(cells))
+    return '\n'.join(lines)
