@@ -23,6 +23,7 @@ from . import (  # noqa: E402
     mcbeit,
     optim,
     safe_loading,
+    sharding,
     tokenizers,
     transforms,
 )
@@ -41,6 +42,7 @@ __all__ = [
     'mmcv_ops',
     'optim',
     'safe_loading',
+    'sharding',
     'tokenizers',
     'transforms',
 ]

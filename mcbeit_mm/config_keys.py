@@ -155,8 +155,18 @@ def _classes(name: str, scope: str | None) -> tuple[Callable, ...]:
     """All that a name may stand for: registries of models and of tasks share some names."""
     source = import_module(f'{scope}.registry') if scope else mmengine.registry
     registries = [r for r in vars(source).values() if isinstance(r, Registry)]
-    found = [r.get(name) for r in registries if r.name.replace('_', ' ') not in UNUSED]
+    found = [_find(r, name) for r in registries if r.name.replace('_', ' ') not in UNUSED]
     return tuple(dict.fromkeys(kind for kind in found if kind is not None))
+
+
+def _find(registry: Registry | None, name: str) -> Callable | None:
+    """As Registry.get, which takes long to say that a registry has no such name."""
+    if '.' in name:
+        return registry.get(name)
+    registry.import_from_location()
+    while registry is not None and name not in registry.module_dict:
+        registry = registry.parent
+    return registry and registry.module_dict[name]
 
 
 def _check_optimization(wrapper: dict) -> None:

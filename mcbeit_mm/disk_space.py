@@ -51,10 +51,12 @@ def planned_checkpoints(cfg: Config) -> int:
     if not hook:
         return 0
     train = cfg.get('train_cfg') or {}
-    length = train.get('max_epochs' if hook.get('by_epoch', True) else 'max_iters') or 1
-    interval = hook.get('interval', -1)
-    planned = math.ceil(length / interval) if interval > 0 else 1  # save_last
-    kept = hook.get('max_keep_ckpts', -1)
+    length = train.get('max_epochs' if hook.get('by_epoch', True) else 'max_iters')
+    interval, kept = hook.get('interval', -1), hook.get('max_keep_ckpts', -1)
+    if interval <= 0:
+        planned = 1  # save_last
+    else:  # epochs may have any number of iterations
+        planned = math.ceil(length / interval) if length else max(kept, 1)
     best = hook.get('save_best') or []
     return (
         (min(planned, kept) if kept > 0 else planned)

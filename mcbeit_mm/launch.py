@@ -10,15 +10,21 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from .atomic_files import FULL
 from .options import check_option, parse_options
 
 
 @contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Print the given errors as one line and exit with 2; MCBEIT_TRACEBACK=1 shows where."""
+    """Print the given errors, and a full disk, as one line and exit with 2.
+
+    MCBEIT_TRACEBACK=1 shows where.
+    """
     try:
         yield
-    except kinds as error:
+    except (*kinds, OSError) as error:
+        if not isinstance(error, kinds) and error.errno not in FULL:
+            raise
         if os.environ.get('MCBEIT_TRACEBACK') == '1':
             raise
         text = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())

@@ -78,8 +78,9 @@ def patches_per_rank(mask: Tensor) -> Tensor:
 
     DistributedDataParallel averages gradients over ranks. Block masks give ranks different numbers
     of patches, so the mean of the ranks' own means is not the mean over all patches; the mean of
-    their sums over this count is. Without gradients (ranks may evaluate unequal numbers of
-    batches), and in a single process, it is this rank's own number.
+    their sums over this count is. Accumulated steps count equally, whatever their numbers of
+    patches. Without gradients (ranks may evaluate unequal numbers of batches), and in a single
+    process, it is this rank's own number.
     """
     count = mask.sum(dtype=torch.float32)
     if torch.is_grad_enabled():

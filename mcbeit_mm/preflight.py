@@ -17,8 +17,11 @@ from .pins import split_pin
 from .schedule_check import check_schedules
 
 
-def check_before_run(cfg: Config, testing: bool = False) -> None:
-    """Find at once what would fail minutes later; ValueError, FileNotFoundError, or a warning."""
+def check_before_run(cfg: Config, testing: bool = False, checking: bool = False) -> None:
+    """Find at once what would fail minutes later; ValueError, FileNotFoundError, or a warning.
+
+    `checking` is for tools/train.py --check, which needs no GPU for a config in fp16.
+    """
     check_keys(cfg)
     loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
     for name in loaders:
@@ -37,7 +40,7 @@ def check_before_run(cfg: Config, testing: bool = False) -> None:
     if not cfg.get('resume'):
         _check_initial_weights(cfg.model.get('backbone', {}).get('init_cfg'))
     amp = cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper'
-    if amp and not torch.cuda.is_available():
+    if amp and not (checking or torch.cuda.is_available()):
         raise ValueError(
             'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
         )

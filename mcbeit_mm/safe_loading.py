@@ -155,7 +155,9 @@ def _load_trusting_nothing(file: Path | IO[bytes], map_location: str | None) -> 
         return torch.load(file, map_location=map_location, weights_only=True)
 
 
-def _for_mmengine(checkpoint: dict) -> dict:
+def _for_mmengine(checkpoint: Any) -> dict:
+    if not isinstance(checkpoint, dict):
+        raise SetupError(f'the checkpoint holds a {type(checkpoint).__name__}, expected a dict')
     if is_wrapped(checkpoint):
         checkpoint['state_dict'] = state_dict_of(checkpoint)
     if isinstance(checkpoint.get('meta'), dict):

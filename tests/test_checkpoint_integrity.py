@@ -99,6 +99,16 @@ def test_a_record_marked_as_a_folder_is_found(file, good):
     assert damage(file) == 'record epoch_1/data/0 is marked as a folder'
 
 
+def test_an_index_that_hides_records_is_found(file, good):
+    """Python's zipfile does not look at the counts of records, by which torch goes."""
+    at = good.index(b'PK\x06\x06') + 24  # two counts in the zip64 end of the directory
+    (count,) = struct.unpack_from('<Q', good, at)
+    spoilt = bytearray(good)
+    struct.pack_into('<QQ', spoilt, at, count - 1, count - 1)
+    file.write_bytes(spoilt)
+    assert damage(file) == f'torch finds {count - 1} of {count} records'
+
+
 def test_the_message_names_the_record(file, good):
     weight = load_from_local(str(file))['state_dict']['weight'].numpy().tobytes()
     spoilt = bytearray(good)

@@ -1,5 +1,8 @@
 """Misspelt keys are refused with a proposal; configs that work are not."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
@@ -12,16 +15,16 @@ PRETRAIN = ROOT / 'configs/demo/mcbeit_vit-micro-p16_demo.py'
 SEGMENTATION = ROOT / 'configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py'
 DETECTION = ROOT / 'configs/demo/mcbeit_vit-micro-p16_detection_demo.py'
 UPSTREAM = [
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
-    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
-    'mmdet::dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
-    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
-    'mmdet::timm_example/retinanet_timm-efficientnet-b1_fpn_1x_coco.py',
-    'mmpretrain::beit/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py',
-    'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py',
-    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
-    'mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py',
-    'mmseg::mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py',
+    'mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'mmdet/detr/detr_r50_8xb2-150e_coco.py',
+    'mmdet/dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+    'mmdet/timm_example/retinanet_timm-efficientnet-b1_fpn_1x_coco.py',
+    'mmdet/vfnet/vfnet_r50_fpn_1x_coco.py',
+    'mmpretrain/beit/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py',
+    'mmpretrain/mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py',
+    'mmpretrain/swin_transformer/swin-tiny_16xb64_in1k.py',
+    'mmseg/upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py',
+    'mmseg/mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py',
 ]
 MISTAKES = [
     (PRETRAIN, 'model.head.tua', 1, r'model\.head\.tua: MCBEiTHead takes no .*did you mean tau'),
@@ -71,9 +74,11 @@ def test_no_false_alarm_for_shipped_configs(path, monkeypatch):
 @pytest.mark.parametrize('name', UPSTREAM)
 def test_no_false_alarm_for_upstream_configs(name, tmp_path):
     """As bases of a user's config, which may define what it likes at the top level."""
-    base = tmp_path / 'user.py'
-    base.write_text(f"_base_ = '{name}'\nmax_epochs = 3\ngrid = 14\nnum_classes = 2\n")
-    check_keys(Config.fromfile(base))
+    library, _, path = name.partition('/')
+    path = Path(find_spec(library).origin).parent / '.mim/configs' / path
+    config = tmp_path / 'user.py'
+    config.write_text(f"_base_ = '{path}'\nmax_epochs = 3\ngrid = 14\nnum_classes = 2\n")
+    check_keys(Config.fromfile(config))
 
 
 def test_what_builders_take_out_is_known():

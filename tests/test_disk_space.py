@@ -45,6 +45,7 @@ def free(monkeypatch):
         (dict(max_keep_ckpts=50), 21),
         (dict(max_keep_ckpts=-1, interval=30), 5),  # at the end, too
         (dict(interval=-1), 2),
+        (dict(by_epoch=False), 4),  # of training in epochs
         (dict(save_best='auto'), 5),
         (dict(save_best=['a', 'b']), 6),
     ],

@@ -1,19 +1,18 @@
 """Config overrides, early checks, one-line errors."""
 
+import errno
 import subprocess
 import sys
 import time
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import HOOKS, VISUALIZERS, init_default_scope
 from PIL import Image
 
-from mcbeit_mm import launch, preflight, resume
+from mcbeit_mm import launch
 
 CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
@@ -34,41 +33,6 @@ def one_photo(folder):
 def test_wrong_path_proposes_a_near_one():
     with pytest.raises(FileNotFoundError, match='did you mean .*coslr-800e_in1k.py'):
         launch.load_config(str(CONFIG).replace('800e', '801e'))
-
-
-def test_missing_data_folder(cfg, tmp_path):
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    with pytest.raises(FileNotFoundError, match='MCBEIT_DATA'):
-        preflight.check_before_run(cfg)
-    one_photo(tmp_path / 'train')
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    preflight.check_before_run(cfg)
-    cfg.load_from = str(tmp_path / 'none.pth')
-    with pytest.raises(FileNotFoundError, match='load_from: no file'):
-        preflight.check_before_run(cfg)
-
-
-def test_folder_without_images(cfg, tmp_path):
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    (tmp_path / 'train').mkdir()
-    (tmp_path / 'train/notes.txt').touch()
-    with pytest.raises(FileNotFoundError, match='no image .* below'):
-        preflight.check_before_run(cfg)
-    one_photo(tmp_path / 'train/deep')
-    preflight.check_before_run(cfg)
-
-
-def test_testing_asks_for_no_training_data(cfg):
-    preflight.check_before_run(cfg, testing=True)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='fp16 works on this machine')
-def test_fp16_without_gpu_is_refused(cfg, tmp_path):
-    one_photo(tmp_path / 'train')
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    with pytest.raises(ValueError, match='--precision bf16'):
-        preflight.check_before_run(cfg)
 
 
 @pytest.mark.parametrize(
@@ -145,35 +109,6 @@ def test_missing_tokenizer_ends_in_one_line(tmp_path):
     assert 'nowhere' in out.stderr.splitlines()[-1] and 'Traceback' not in out.stderr
 
 
-def test_a_tokenizer_run_of_another_length_than_its_schedules(cfg, tmp_path):
-    one_photo(tmp_path / 'train')
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    cfg.model.total_iters, cfg.train_cfg.max_iters = 4000, 500
-    with pytest.raises(ValueError, match='model.total_iters=4000.*train_cfg.max_iters=500'):
-        preflight.check_before_run(cfg)
-    cfg.model.total_iters = 500
-    preflight.check_before_run(cfg)
-
-
-def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
-    one_photo(tmp_path / 'train')
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    preflight.check_before_run(cfg)
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
-    with pytest.raises(FileNotFoundError, match='no file nowhere.pth; set MCBEIT_WEIGHTS=FILE'):
-        preflight.check_before_run(cfg)
-    cfg.model.backbone.init_cfg = None
-    cfg.train_dataloader.dataset.metainfo = dict(classes=f'{tmp_path}/classes.txt')
-    with pytest.raises(FileNotFoundError, match=f'no class list {tmp_path}/classes.txt'):
-        preflight.check_before_run(cfg)
-    cfg.train_dataloader.dataset.metainfo = dict(classes=('a', 'b'))
-    cfg.train_dataloader.dataset.ann_file = 'lists/train.txt'
-    with pytest.raises(FileNotFoundError, match=f'no annotation file {tmp_path}/lists/train.txt'):
-        preflight.check_before_run(cfg)
-
-
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg', 'mmdet'])
 def test_predictions_are_drawn_by_the_tasks_own_hook(cfg, scope, tmp_path):
     cfg.default_scope = scope
@@ -197,31 +132,17 @@ def test_sync_batch_norm_becomes_plain_for_cpu_processes():
     assert model == dict(neck=dict(norm_cfg=dict(type='BN', eps=1.0)), heads=[dict(type='BN')])
 
 
-def test_a_resumed_run_needs_no_initial_weights(cfg, tmp_path):
-    one_photo(tmp_path / 'train')
-    cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    cfg.model.backbone.init_cfg = [dict(type='Pretrained', checkpoint='nowhere.pth')]
-    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        preflight.check_before_run(cfg)
-    cfg.resume = True
-    preflight.check_before_run(cfg)
-    runner = SimpleNamespace(model=SimpleNamespace(backbone=SimpleNamespace(init_cfg='x')))
-    resume.skip_initial_weights(runner)
-    assert runner.model.backbone.init_cfg is None
-
-
-def test_missing_annotations_of_the_evaluator_are_found(cfg, tmp_path):
-    one_photo(tmp_path / 'val')
-    cfg.val_dataloader = dict(dataset=dict(data_root=str(tmp_path), data_prefix='val'))
-    cfg.train_dataloader = None
-    cfg.optim_wrapper.type = 'OptimWrapper'
-    cfg.val_evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'val.json'))
-    with pytest.raises(FileNotFoundError, match='evaluator: no annotation file .*val.json'):
-        preflight.check_before_run(cfg)
-
-
 def test_several_processes_draw_nothing(cfg, tmp_path):
     cfg.launcher, cfg.default_scope = 'pytorch', 'mmdet'
     with pytest.raises(ValueError, match='draws in one process'):
         launch.draw_predictions(cfg, str(tmp_path))
+
+
+def test_full_disk_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, launch.one_line_errors(ValueError):
+        raise OSError(errno.ENOSPC, 'No space left on device', '/full/scalars.json')
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert text == "error: [Errno 28] No space left on device: '/full/scalars.json'\n"
+    with pytest.raises(OSError, match='Errno 5'), launch.one_line_errors(ValueError):
+        raise OSError(errno.EIO, 'Input/output error')

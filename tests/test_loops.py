@@ -74,9 +74,7 @@ def run(folder, loop, resume=None, workers=0, sampler='DefaultSampler', seed=3, 
         val_dataloader=dict(batch_size=2, sampler=dict(type='DefaultSampler'), dataset=Photos()),
         val_cfg=dict(),
         val_evaluator=[],
-        optim_wrapper=dict(
-            optimizer=dict(type='AdamW', lr=0.1), clip_grad=dict(max_norm=1.0)
-        ),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1), clip_grad=dict(max_norm=1.0)),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=20, by_epoch=False),
         default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False),
@@ -151,9 +149,7 @@ def test_resumed_at_any_iteration(tmp_path, loop, sampler, workers, monkeypatch)
 
 def test_seed_of_the_checkpoint_is_taken_if_the_config_has_none(tmp_path):
     whole, _ = run(tmp_path / 'whole', 'ResumableEpochLoop', seed=None)
-    rest, _ = run(
-        tmp_path / 'rest', 'ResumableEpochLoop', tmp_path / 'whole/iter_6.pth', seed=None
-    )
+    rest, _ = run(tmp_path / 'rest', 'ResumableEpochLoop', tmp_path / 'whole/iter_6.pth', seed=None)
     assert base_seed(rest) == base_seed(whole)
     assert_same(state(rest), state(whole))
 

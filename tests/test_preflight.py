@@ -66,6 +66,7 @@ def test_fp16_without_gpu_is_refused(cfg, tmp_path):
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     with pytest.raises(ValueError, match='--precision bf16'):
         preflight.check_before_run(cfg)
+    preflight.check_before_run(cfg, checking=True)
 
 
 def test_missing_weights_and_lists_are_found_before_the_run(cfg, tmp_path):
@@ -127,7 +128,7 @@ def test_all_checks_are_called(ready, tmp_path, monkeypatch, capsys):
     for node, key, value, message in [
         (ready.model.head, 'tua', 4.0, 'did you mean tau'),
         (ready.train_cfg, 'max_epochs', 300, 'ends at 800, training at train_cfg.max_epochs=300'),
-        (ready.train_dataloader.dataset.pipeline[1], 'second_size', 64, 'set second_size=112'),
+        (ready.train_dataloader.dataset.pipeline[2], 'second_size', 64, 'set second_size=112'),
         (ready.default_hooks.checkpoint, 'max_keep_ckpts', 10**6, 'checkpoints of'),
     ]:
         before = dict(node)

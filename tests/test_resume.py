@@ -310,6 +310,8 @@ def test_rescaled_position_repeats_less_than_a_batch_and_skips_none(
 
 def test_rescaled_position_at_the_end_of_an_epoch():
     assert resume.rescaled_position(dict(epoch=2, iter=20), 16, 8, (10, 20)) == (2, 40)
+    # 7 images: the smaller last batch counted in full, then dropped.
+    assert resume.rescaled_position(dict(epoch=1, iter=4), 4, 2, (2, 3)) == (1, 6)
     # After its last iteration, but not yet counted as done, as an iteration interval saves it.
     assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 21)) == (1, 41)
     assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 20)) == (1, 40)

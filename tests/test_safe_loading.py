@@ -132,3 +132,9 @@ def test_logs_survive_a_second_resume(tmp_path):
         assert buffer.mean() == 2 and list(buffer.data[0]) == [1.5, 2.5]
     buffer.update(5)
     assert buffer.current() == 5
+
+
+def test_no_dict(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / 'x.pth')
+    with pytest.raises(SetupError, match='holds a list, expected a dict'):
+        _load_checkpoint(str(tmp_path / 'x.pth'))

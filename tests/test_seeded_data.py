@@ -88,7 +88,9 @@ def test_ranks_see_together_what_one_process_sees(monkeypatch, world_size, sampl
     one = batches(loader(sampler, batch_size=8), 5)
     parts = []
     for rank in range(world_size):
-        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda r=rank: (r, world_size))
+        monkeypatch.setattr(
+            'mmengine.dataset.sampler.get_dist_info', lambda r=rank: (r, world_size)
+        )
         monkeypatch.setattr(seeded_data, 'get_rank', lambda r=rank: r)
         monkeypatch.setattr(seeded_data, 'get_world_size', lambda: world_size)
         parts.append(batches(loader(sampler, batch_size=8 // world_size), 5))

@@ -53,6 +53,7 @@ def main() -> None:
     args = parse_args()
     # Heavy imports come after parsing, so that --help and typing errors answer at once.
     from mmengine.runner import Runner
+    from torch.distributed.elastic.multiprocessing.errors import record
 
     from mcbeit_mm import launch, preflight, resume
     from mcbeit_mm.errors import SetupError
@@ -69,20 +70,20 @@ def main() -> None:
             launch.scale_learning_rate(cfg)
         found = resume.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
         if found:  # else the run starts as the config says
-            resume.check_resume(
-                cfg, found, resume.world_size_of(args.launcher), args.allow_changes
-            )
             cfg.resume, cfg.load_from = True, found
         preflight.check_before_run(cfg)
         if args.check:
             run_check(cfg)
             return
         launch.adapt_to_device(cfg)
+        if found:
+            processes = resume.world_size_of(args.launcher)
+            resume.check_resume(cfg, found, processes, args.allow_changes)
         runner = Runner.from_cfg(cfg)
         if found:
             resume.skip_initial_weights(runner)
     with launch.one_line_errors(SetupError):
-        runner.train()
+        record(runner.train)()  # torchrun then shows why a process died
 
 
 if __name__ == '__main__':

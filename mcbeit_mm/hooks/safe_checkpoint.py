@@ -19,6 +19,7 @@ from ..atomic_files import FULL, remove_leftovers, write_atomically
 from ..errors import SetupError
 from ..experiment import run_facts
 from ..rank_state import collect, restore
+from ..resume import move_position
 from ..sharding import consolidate
 
 INTERRUPTED = 'interrupted_iter_{}.pth'
@@ -78,16 +79,26 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add what resuming needs."""
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        epoch_length = len(runner.train_dataloader) if by_epoch else None
-        checkpoint['meta']['run'] = run_facts(runner.cfg, get_world_size(), epoch_length)
+        checkpoint['meta']['run'] = _facts(runner)
         if self._rank_states is not None:
             checkpoint['rank_states'] = self._rank_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the state of the ranks until everything else is ready."""
-        if runner._resume:
-            self._rank_states = checkpoint.pop('rank_states', None)
+        """Keep the state of the ranks until everything else is ready; find the place of the run.
+
+        With another batch, `resume.move_position` counts it anew, and sums of gradients are void.
+        """
+        if not runner._resume:
+            return
+        states, meta = checkpoint.pop('rank_states', None), checkpoint['meta']
+        place = meta['iter']
+        move_position(meta, _facts(runner))
+        if states is not None and meta['iter'] != place:
+            runner.logger.warning(
+                'the sums of gradients in the checkpoint are of another batch: dropped'
+            )
+            states = None
+        self._rank_states = states
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Note that the loop's counters now stand behind the iteration."""
@@ -209,3 +220,9 @@ class SafeCheckpointHook(CheckpointHook):
                 f'cannot write {error.filename}: {error.strerror}. Last good checkpoint: {last}. '
                 'Free space, then give the same command with --resume'
             ) from error
+
+
+def _facts(runner: Runner) -> dict:
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    epoch_length = len(runner.train_dataloader) if by_epoch else None
+    return run_facts(runner.cfg, get_world_size(), epoch_length)

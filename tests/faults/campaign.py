@@ -25,16 +25,12 @@ import full_disk
 import launcher
 from compare import compare
 from fault_report import as_table, summary
-from run_state import END, PHASES, WRITING
+from run_state import END, PHASES
+from strikes import SIGNALS, SLOW_FSYNC, make_plan, order, strike
 from tiny_runs import TinyRun, make_runs
 
 FAULTS_PER_LIFE = 4
 REAL = 8  # every 8th launch is a real subprocess
-SLOW_FSYNC = 0.15  # seconds; long enough to be hit from outside
-STOPPED = 0.3  # seconds between SIGSTOP and SIGKILL
-OTHERS = ('SIGTERM', 'SIGINT', 'SIGSTOP, SIGKILL', 'abort', 'exception', 'SIGKILL of a worker',
-          'torn write, SIGKILL')  # fmt: skip
-SIGNALS = dict(SIGTERM=signal.SIGTERM, SIGINT=signal.SIGINT)
 INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be resumed
 EXPECTED = {
     'abort': -signal.SIGABRT,
@@ -57,6 +53,7 @@ class Launch:
     begun: int = -1
     done: int = -1
     lost: int = 0  # iterations to be done again, found out at the next launch
+    damaged: str = ''  # what was damaged before that
     returncode: int | None = None
     hit: bool = False
     real: bool = False
@@ -82,69 +79,15 @@ class Life:
         return self.folder / 'work'
 
 
-def make_plan(kills: int, rng: random.Random) -> list[tuple[str, str]]:
-    """(fault, moment) pairs: `kills` times SIGKILL, the others as often as kills / 10."""
-    moments = ['iteration', 'file', 'seconds', 'iteration', 'slow writing']
-    plan = [(rng.choice(['SIGKILL', 'SIGKILL of the group']), moments[i % 5]) for i in range(kills)]
-    for fault in OTHERS:
-        plan += [(fault, '')] * max(1, kills // 10)
-    rng.shuffle(plan)
-    return plan
-
-
-def order(fault: str, moment: str, life: Life, rng: random.Random) -> tuple[str, str, float]:
-    """(moment, what the process is told to do, iteration or seconds of the harness)."""
-    target = rng.randrange(life.reached, life.run.iters) + 1
-    if fault in ('abort', 'exception') and rng.random() < 0.5 or moment == 'file':
-        kind = fault if fault in ('abort', 'exception') else 'kill'
-        return 'file', f'{kind}@file:{rng.randint(1, 12)}', 0
-    if fault in ('abort', 'exception'):
-        return 'iteration', f'{fault}@iter:{target}', 0
-    if fault.startswith('torn'):
-        return 'file', f'torn@file:{rng.randint(1, 12)}', 0
-    return moment or 'iteration', '', target
-
-
-def strike(running: launcher.Running, fault: str, moment: str, target: float, rng) -> dict:
-    """Wait for the moment, then do it; returns the state of the run just before."""
-    end = time.monotonic() + launcher.TIMEOUT
-    delay = rng.uniform(0, 0.05)
-    while running.poll() is None and time.monotonic() < end:
-        state = running.state.read()
-        if moment == 'seconds':
-            due, delay = time.monotonic() - running.started >= target, 0
-        elif moment == 'slow writing':
-            due = state['phase'] == WRITING and state['done'] >= target
-            delay = rng.uniform(0, 4 * SLOW_FSYNC)
-        else:
-            due = state['done'] >= target - 1
-        if due:
-            break
-        time.sleep(0.001)
-    time.sleep(delay)
-    state = running.state.read()
-    if running.poll() is not None:
-        return state
-    if fault in SIGNALS:
-        running.kill(SIGNALS[fault])
-    elif fault == 'SIGKILL of a worker':
-        for pid in running.workers()[:1]:
-            os.kill(pid, signal.SIGKILL)
-    else:
-        if fault.startswith('SIGSTOP'):
-            running.kill(signal.SIGSTOP)
-            time.sleep(STOPPED)
-        running.kill(signal.SIGKILL, group=fault == 'SIGKILL of the group')
-    return state
-
-
 def launch(
     life: Life, fault: str, moment: str, rng: random.Random, seconds: float, real: bool
 ) -> Launch:
     """Start the run once; `fault` '' lets it finish."""
     plan, target = '', 0.0
     if fault:
-        moment, plan, target = order(fault, moment, life, rng)
+        moment, plan, target = order(
+            fault, moment, life.reached, life.run.iters, life.run.validates, rng
+        )
         target = rng.uniform(0, seconds) if moment == 'seconds' else target
     entry = Launch(life.run.name, life.number, fault, moment, real=real)
     slow = SLOW_FSYNC if moment == 'slow writing' else 0.0
@@ -180,12 +123,13 @@ def check(life: Life, entry: Launch, log: Path) -> None:
         lost = life.reached - entry.begun
         previous = next((x for x in reversed(life.launches[:-1]) if x.done >= 0), None)
         if previous:
-            previous.lost = lost
+            previous.lost, previous.damaged = lost, '; '.join(life.damaged)
+            life.damaged = []
             if not 0 <= lost <= life.allowed:
                 life.problems.append(
                     f'{where}: {lost} iterations lost after {previous.fault} during '
                     f'{previous.phase}, from {life.reached} back to {entry.begun}, damaged: '
-                    f'{life.damaged}'
+                    f'{previous.damaged or "nothing"}'
                 )
         life.reached = entry.done
         life.allowed = 0 if entry.returncode == INTERRUPTED else life.run.interval
@@ -261,6 +205,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True)
+    # A shell ignores SIGINT in what it starts with &, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started, rng = time.monotonic(), random.Random(args.seed)
     launcher.prepare()
     runs = make_runs(args.out / 'runs')
@@ -274,7 +220,6 @@ def main() -> None:
     result = dict(
         seed=args.seed, seconds=time.monotonic() - started, lives=len(lives), launches=launches,
         interval=runs[0].interval, disk=disk, corruption=files,
-        damaged_in_lives=sum(len(life.damaged) for life in lives),
         problems=problems + disk['problems'] + files['problems'],
     )  # fmt: skip
     result['summary'] = summary(result)

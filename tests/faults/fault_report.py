@@ -1,5 +1,7 @@
 """The result of a campaign as a table."""
 
+from collections.abc import Iterable
+
 from run_state import PHASES
 
 
@@ -11,7 +13,7 @@ def summary(result: dict) -> dict:
             row = rows.setdefault(entry['fault'], dict.fromkeys(PHASES[:4], 0) | dict(lost=0))
             phase = entry['phase'] if entry['phase'] in row else PHASES[1]
             row[phase] += 1
-            row['lost'] = max(row['lost'], entry['lost'])
+            row['lost'] = max(row['lost'], 0 if entry['damaged'] else entry['lost'])
     cases = result['corruption']['cases'].values()
     return dict(
         faults=dict(sorted(rows.items())),
@@ -23,7 +25,9 @@ def summary(result: dict) -> dict:
         files_detected=sum(verdicts.get('detected', 0) for verdicts in cases),
         files_harmless=sum(verdicts.get('harmless', 0) for verdicts in cases),
         silent=result['corruption']['silent'],
-        lost=max((entry['lost'] for entry in result['launches']), default=0),
+        lost=_most(entry for entry in result['launches'] if not entry['damaged']),
+        damaged=sum(bool(entry['damaged']) for entry in result['launches']),
+        lost_after_damage=_most(entry for entry in result['launches'] if entry['damaged']),
     )
 
 
@@ -39,9 +43,9 @@ def as_table(result: dict, markdown: bool = False) -> str:
         '',
         f'{s["hits"]} faults in {result["lives"]} runs ({s["launches"]} starts, {s["real"]} by a '
         f'real subprocess; {s["orphans"]} orphaned processes reaped), seed {result["seed"]}.',
-        f'Iterations lost at most: {s["lost"]} with a checkpoint every {result["interval"]} '
-        f'({result["damaged_in_lives"]} newest checkpoints or notes damaged between a fault and '
-        'its resume: one more interval then).',
+        f'Iterations lost at most: {s["lost"]}, with a checkpoint every {result["interval"]}; '
+        f'{s["lost_after_damage"]} in the {s["damaged"]} cases where the newest checkpoint or '
+        'last_checkpoint was damaged as well before resuming.',
         f'Damaged files: {s["files"]}, {s["files_detected"]} detected, {s["files_harmless"]} '
         f'harmless (same content), {s["silent"]} used in silence; {result["corruption"]["notes"]} '
         'damaged notes.',
@@ -50,6 +54,10 @@ def as_table(result: dict, markdown: bool = False) -> str:
         *(f'- {line}' for line in result['problems']),
     ]
     return '\n'.join(lines)
+
+
+def _most(entries: Iterable[dict]) -> int:
+    return max((entry['lost'] for entry in entries), default=0)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -217,22 +217,25 @@ def test_filling_a_disk_stops_at_the_limit(tmp_path, monkeypatch):
 
 
 def test_the_table_counts_hits_by_phase():
-    def entry(fault, phase, lost=0, hit=True):
-        return dict(fault=fault, phase=phase, lost=lost, hit=hit, real=False, orphans=2)
+    def entry(fault, phase, lost=0, hit=True, damaged=''):
+        return dict(
+            fault=fault, phase=phase, lost=lost, hit=hit, real=False, orphans=2, damaged=damaged
+        )
 
     launches = [
         entry('SIGKILL', PHASES[1], 3),
         entry('SIGKILL', PHASES[2], 1),
+        entry('SIGKILL', PHASES[2], 5, damaged='flip of iter_3.pth'),
         entry('SIGTERM', PHASES[3]),
         entry('', PHASES[4], hit=False),
     ]
     result = dict(
         launches=launches, lives=1, seed=0, interval=3, seconds=60, problems=['one'],
-        damaged_in_lives=0, disk=dict(runs=4, way='tmpfs'),
+        disk=dict(runs=4, way='tmpfs'),
         corruption=dict(cases=dict(flip=dict(detected=2, SILENT=1)), notes=8, silent=1),
     )  # fmt: skip
     result['summary'] = summary(result)
-    assert result['summary']['hits'] == 3 and result['summary']['files'] == 3
-    assert '| SIGKILL | 0 | 1 | 1 | 0 | 3 |' in as_table(result, markdown=True).splitlines()
+    assert result['summary']['hits'] == 4 and result['summary']['files'] == 3
+    assert '| SIGKILL | 0 | 1 | 2 | 0 | 3 |' in as_table(result, markdown=True).splitlines()
     text = as_table(result)
     assert '1 used in silence' in text and 'Problems: 1.' in text and '- one' in text

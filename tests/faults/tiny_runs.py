@@ -109,6 +109,48 @@ custom_hooks = [
     dict(type='WhereHook', point='after_saving', priority='LOWEST'),
 ]
 """,
+    # MixUp, averaged weights put in place while validating, the best checkpoint kept.
+    'classification, EMA, validated every epoch': """
+_base_ = (
+    '{root}/configs/classification/mcbeit_vit-tiny-p16_1xb64-bf16-coslr-20e_imagefolder-128px.py'
+)
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64),
+        img_size=64,
+        drop_path_rate=0.2,
+        init_cfg=None,
+    ),
+    data_preprocessor=dict(num_classes=2),
+    head=dict(in_channels=32, num_classes=2),
+    train_cfg=dict(_delete_=True, augments=[dict(type='Mixup', alpha=0.8)]),
+)
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].update(scale=64)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=64)
+test_pipeline[2].update(crop_size=64)
+train_dataloader = dict(
+    batch_size=4, dataset=dict(data_root='{folder}/classes', pipeline=train_pipeline)
+)
+val_dataloader = dict(
+    batch_size=4, num_workers=1, dataset=dict(data_root='{folder}/classes', pipeline=test_pipeline)
+)
+train_cfg = dict(max_epochs=6)
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(warmup=1, end=6)
+default_hooks = dict(
+    logger=dict(interval=1),
+    checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=3, save_best='accuracy/top1'),
+)
+custom_imports = dict(imports=['mcbeit_mm', 'fault_points'])
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='EMAHook', momentum=0.1),
+    dict(type='WhereHook', point='before_saving', priority=85),
+    dict(type='WhereHook', point='after_saving', priority='LOWEST'),
+]
+""",
 }
 
 
@@ -119,6 +161,7 @@ class TinyRun:
     name: str
     config: Path
     iters: int
+    validates: bool
     interval: int = 3
 
 
@@ -143,5 +186,7 @@ def make_runs(folder: Path, names: list[str] | None = None) -> list[TinyRun]:
             continue
         config = folder / f'variant{number}.py'
         config.write_text(text.format(root=ROOT, folder=folder, sizes=SIZES))
-        runs.append(TinyRun(name, config, 24 if 'tokenizer' in name else PHOTOS))
+        iters = PHOTOS if 'target_generator' in text else 24
+        validates = 'KNNHook' in text or 'val_dataloader' in text
+        runs.append(TinyRun(name, config, iters, validates))
     return runs

@@ -223,7 +223,9 @@ def start(tmp_path):
     return process, [int(pid) for pid in line.split()[1:]]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+    'name', ['SIGTERM', 'SIGINT', pytest.param('SIGUSR1', marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_process_group_ends_cleanly(tmp_path, name):
     process, workers = start(tmp_path)
     os.killpg(process.pid, signal.Signals[name])
