@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
-from .options import RUNNER_KEYS
+from .config_checks.keys import RUNNER_ARGUMENTS
 
 Key = tuple[str, ...]
 ORDER = '(order)'  # last part of the key when a list holds the same steps in another order
@@ -67,7 +66,7 @@ def as_text(value: Any) -> str:
 
 def settings(cfg: Config) -> dict[str, Any]:
     """What a runner reads of a config, without the helper variables of the files."""
-    known = set(inspect.signature(Runner.__init__).parameters) | RUNNER_KEYS | {'custom_imports'}
+    known = RUNNER_ARGUMENTS | {'custom_imports'}
     return {key: value for key, value in cfg.items() if key in known}
 
 

@@ -8,7 +8,7 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from .grid_check import check_tokens, check_vocab
+from .config_checks.grids import check_tokens, check_vocab
 from .timer import DeviceTimer
 from .tokenizers.base import Tokenizer
 

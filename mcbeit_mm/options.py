@@ -2,24 +2,11 @@
 
 import argparse
 import difflib
-import inspect
 from collections.abc import Sequence
-from importlib import import_module
 
-import mmengine.registry
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import Registry
-from mmengine.runner import Runner
 
-# What Runner reads from the config beside its own arguments.
-RUNNER_KEYS = {
-    'activation_checkpointing',
-    'compile',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'sync_bn',
-}
+from .config_checks.keys import RUNNER_ARGUMENTS, arguments_of
 
 
 def parse_options(options: Sequence[str]) -> dict:
@@ -46,7 +33,8 @@ def check_option(cfg: Config, key: str) -> None:
             node = node[part]
         else:
             known = list(node) if isinstance(node, Config | ConfigDict | dict) else []
-            arguments = _arguments(node, not walked, cfg.get('default_scope'))
+            scope = cfg.get('default_scope')
+            arguments = arguments_of(node, scope) if walked else RUNNER_ARGUMENTS
             if not isinstance(node, Config | ConfigDict | dict):
                 place = '.'.join(walked)
                 raise ValueError(
@@ -59,32 +47,3 @@ def check_option(cfg: Config, key: str) -> None:
             hint = f'; did you mean {", ".join(near)}?' if near else f'; it has {", ".join(known)}'
             raise ValueError(f'--cfg-options {key}: {place} has no key {part!r}{hint}')
         walked.append(part)
-
-
-def _arguments(node: object, top: bool, scope: str | None) -> set[str] | None:
-    """Arguments of the class that a config node builds ('**': any); None if unknown."""
-    if top:
-        return set(inspect.signature(Runner.__init__).parameters) - {'self'} | RUNNER_KEYS
-    kind = node.get('type') if isinstance(node, ConfigDict | dict) else None
-    if isinstance(kind, str):
-        kind = _class_named(kind, scope)
-    if not inspect.isclass(kind):
-        return None
-    names: set[str] = set()
-    for cls in kind.__mro__:
-        if '__init__' not in vars(cls) or cls is object:
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return names - {'self'}
-    return names - {'self'} | {'**'}
-
-
-def _class_named(name: str, scope: str | None) -> object:
-    if scope:
-        import_module(f'{scope}.registry')  # so that the library's own classes are found
-    registries = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
-    names = [f'{scope}.{name}', name] if scope else [name]
-    found = (registry.get(n) for registry in registries for n in names)
-    return next((cls for cls in found if cls is not None), None)

@@ -7,14 +7,14 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmpretrain.datasets import CustomDataset
 
-from .batch_check import check_batch
-from .class_check import check_classes, innermost_dataset
-from .config_keys import check_keys
-from .dense_class_check import check_dense_classes
-from .disk_space import check_disk, count_parameters
-from .grid_check import check_grids
+from .config_checks.batch import check_batch
+from .config_checks.classes import check_classes, innermost_dataset
+from .config_checks.dense_classes import check_dense_classes
+from .config_checks.disk import check_disk, count_parameters
+from .config_checks.grids import check_grids
+from .config_checks.keys import check_keys
+from .config_checks.schedules import check_schedules
 from .pins import split_pin
-from .schedule_check import check_schedules
 
 
 def check_before_run(cfg: Config, testing: bool = False, checking: bool = False) -> None:

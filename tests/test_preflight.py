@@ -134,7 +134,9 @@ def test_all_checks_are_called(ready, tmp_path, monkeypatch, capsys):
         before = dict(node)
         node[key] = value
         if key == 'max_keep_ckpts':
-            monkeypatch.setattr('mcbeit_mm.disk_space.free_space', lambda folder: (0, folder))
+            monkeypatch.setattr(
+                'mcbeit_mm.config_checks.disk.free_space', lambda folder: (0, folder)
+            )
         with pytest.raises(ValueError, match=message):
             preflight.check_before_run(ready)
         node.clear()

@@ -86,7 +86,7 @@ def load_model(cfg, checkpoint: dict, device: str):
 
 def image_folder(cfg, root: Path | None) -> Path:
     """Return where the pictures come from: validation images rather than training ones."""
-    from mcbeit_mm.class_check import innermost_dataset
+    from mcbeit_mm.config_checks.classes import innermost_dataset
 
     if root is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
@@ -109,7 +109,7 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
     from mmengine.dataset import default_collate
     from mmpretrain.datasets import CustomDataset
 
-    from mcbeit_mm.class_check import innermost_dataset
+    from mcbeit_mm.config_checks.classes import innermost_dataset
 
     pipeline = []
     for step in innermost_dataset(cfg.train_dataloader.dataset)['pipeline']:

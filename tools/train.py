@@ -56,8 +56,8 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from mcbeit_mm import launch, preflight, resume
+    from mcbeit_mm.config_checks.step import run_check
     from mcbeit_mm.errors import SetupError
-    from mcbeit_mm.step_check import run_check
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with launch.one_line_errors(ValueError, FileNotFoundError):
@@ -71,7 +71,7 @@ def main() -> None:
         found = resume.checkpoint_to_resume(cfg.work_dir, args.resume) if args.resume else None
         if found:  # else the run starts as the config says
             cfg.resume, cfg.load_from = True, found
-        preflight.check_before_run(cfg)
+        preflight.check_before_run(cfg, checking=args.check)
         if args.check:
             run_check(cfg)
             return

@@ -40,3 +40,4 @@ default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=max_epochs, max_keep_ckpts=1, save_best=None),
 )
+auto_scale_lr = dict(base_batch_size=16)

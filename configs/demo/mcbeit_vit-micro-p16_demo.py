@@ -50,3 +50,4 @@ custom_hooks = [
     dict(type='ThroughputHook'),
     dict(type='KNNHook', data=data_root, interval=9, layer=3, num_workers=0),
 ]
+auto_scale_lr = dict(base_batch_size=64)

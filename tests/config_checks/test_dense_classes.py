@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mcbeit_mm.dense_class_check import check_dense_classes
+from mcbeit_mm.config_checks.dense_classes import check_dense_classes
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 

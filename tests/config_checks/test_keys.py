@@ -8,7 +8,7 @@ from conftest import ROOT
 from mmengine.config import Config
 
 import mcbeit_mm  # noqa: F401  registers what the configs name
-from mcbeit_mm.config_keys import check_keys, class_arguments
+from mcbeit_mm.config_checks.keys import check_keys, class_arguments
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 PRETRAIN = ROOT / 'configs/demo/mcbeit_vit-micro-p16_demo.py'

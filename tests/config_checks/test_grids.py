@@ -7,7 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 import mcbeit_mm  # noqa: F401  registers what the configs name
-from mcbeit_mm.grid_check import check_grids
+from mcbeit_mm.config_checks.grids import check_grids
 from mcbeit_mm.tokenizers.vqgan import VQGANTokenizer
 
 CONFIGS = [

@@ -8,7 +8,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mcbeit_mm import disk_space
+from mcbeit_mm.config_checks import disk
 
 PARAMETERS = 10_000
 CHECKPOINT = 4 * 3 * PARAMETERS  # weights and two moments, fp32
@@ -32,7 +32,7 @@ def free(monkeypatch):
 
     def set_free(size):
         usage = namedtuple('usage', 'total used free')(0, 0, size)
-        monkeypatch.setattr(disk_space.shutil, 'disk_usage', lambda path: usage)
+        monkeypatch.setattr(disk.shutil, 'disk_usage', lambda path: usage)
 
     return set_free
 
@@ -52,7 +52,7 @@ def free(monkeypatch):
 )
 def test_number_of_checkpoints(cfg, changes, number):
     cfg.default_hooks.checkpoint.update(changes)
-    assert disk_space.planned_checkpoints(cfg) == number
+    assert disk.planned_checkpoints(cfg) == number
 
 
 def test_size_of_a_checkpoint_against_torch(cfg, tmp_path):
@@ -62,42 +62,42 @@ def test_size_of_a_checkpoint_against_torch(cfg, tmp_path):
     model(torch.rand(2, 300)).sum().backward()
     optimizer.step()
     torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict()), tmp_path / 'x.pth')
-    expected = disk_space.checkpoint_size(cfg, *disk_space.count(model))
+    expected = disk.checkpoint_size(cfg, *disk.count(model))
     assert (tmp_path / 'x.pth').stat().st_size == pytest.approx(expected, rel=0.01)
 
 
 def test_what_is_not_trained_has_no_moments(cfg):
-    assert disk_space.checkpoint_size(cfg, 100, 10) == 4 * (100 + 2 * 10)
+    assert disk.checkpoint_size(cfg, 100, 10) == 4 * (100 + 2 * 10)
     cfg.optim_wrapper.optimizer.type = 'SGD'
-    assert disk_space.checkpoint_size(cfg, 100, 10) == 4 * (100 + 10)
+    assert disk.checkpoint_size(cfg, 100, 10) == 4 * (100 + 10)
     cfg.default_hooks.checkpoint.save_optimizer = False
-    assert disk_space.checkpoint_size(cfg, 100, 10) == 4 * 100
+    assert disk.checkpoint_size(cfg, 100, 10) == 4 * 100
 
 
 def test_too_little_is_refused_and_scarce_is_told(cfg, free, capsys):
     free(4 * CHECKPOINT - 1)
     with pytest.raises(ValueError, match='4 checkpoints of .*max_keep_ckpts or --work-dir'):
-        disk_space.check_disk(cfg, PARAMETERS, PARAMETERS)
+        disk.check_disk(cfg, PARAMETERS, PARAMETERS)
     free(4 * CHECKPOINT)
-    disk_space.check_disk(cfg, PARAMETERS, PARAMETERS)
+    disk.check_disk(cfg, PARAMETERS, PARAMETERS)
     assert 'WARNING: 4 checkpoints' in capsys.readouterr().err
     free(8 * CHECKPOINT)
-    disk_space.check_disk(cfg, PARAMETERS, PARAMETERS)
+    disk.check_disk(cfg, PARAMETERS, PARAMETERS)
     assert capsys.readouterr().err == ''
 
 
 def test_checkpoints_that_will_be_replaced_count_as_free(cfg, free, tmp_path):
     free(2 * CHECKPOINT)
     with pytest.raises(ValueError):
-        disk_space.check_disk(cfg, PARAMETERS, PARAMETERS)
+        disk.check_disk(cfg, PARAMETERS, PARAMETERS)
     (tmp_path / 'work/run').mkdir(parents=True)
     for epoch in (5, 10):
         (tmp_path / f'work/run/epoch_{epoch}.pth').write_bytes(bytes(CHECKPOINT))
-    disk_space.check_disk(cfg, PARAMETERS, PARAMETERS)
+    disk.check_disk(cfg, PARAMETERS, PARAMETERS)
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet(cfg, tmp_path):
-    assert disk_space.free_space(cfg.work_dir)[1] == tmp_path
+    assert disk.free_space(cfg.work_dir)[1] == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(cfg, tmp_path):
 )
 def test_parameters_are_counted_without_building_them(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
-    counted = disk_space.count_parameters(cfg)
+    counted = disk.count_parameters(cfg)
     part = cfg.model.get('backbone') or dict(cfg.model, data_preprocessor=None)
     model = MODELS.build(part)
-    assert counted == disk_space.count(model)
+    assert counted == disk.count(model)
     assert counted[0] == sum(p.numel() for p in model.parameters()) > 500_000
 
 
@@ -121,4 +121,4 @@ class ComputesWhileBuilt(torch.nn.Linear):
 
 def test_a_model_that_the_meta_device_cannot_build(cfg):
     cfg.model = dict(backbone=dict(type='ComputesWhileBuilt'))
-    assert disk_space.count_parameters(cfg) == (8, 8)
+    assert disk.count_parameters(cfg) == (8, 8)

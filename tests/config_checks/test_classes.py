@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mcbeit_mm.class_check import check_classes
+from mcbeit_mm.config_checks.classes import check_classes
 
 CONFIG = 'mcbeit_vit-small-p16_1xb64-bf16-coslr-50e_imagefolder.py'
 LOADERS = ('train_dataloader', 'val_dataloader')

@@ -12,12 +12,12 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from .batch_check import global_batch
-from .class_check import innermost_dataset
-from .disk_space import GIB, check_disk, checkpoint_size, count, free_space, planned_checkpoints
-from .launch import set_precision
-from .memory import estimate_memory
-from .synthetic import training_batch
+from ..launch import set_precision
+from ..memory import estimate_memory
+from ..synthetic import training_batch
+from .batch import global_batch
+from .classes import innermost_dataset
+from .disk import GIB, check_disk, checkpoint_size, count, free_space, planned_checkpoints
 
 PRECISION = dict(OptimWrapper='fp32', AmpOptimWrapper='fp16', Bf16OptimWrapper='bf16')
 BATCH_SIZE = 2  # batch norm refuses one image

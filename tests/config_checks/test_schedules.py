@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mcbeit_mm.schedule_check import check_schedules
+from mcbeit_mm.config_checks.schedules import check_schedules
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=30)

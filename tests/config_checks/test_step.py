@@ -8,9 +8,9 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mcbeit_mm.config_checks.step import check_step, run_check
 from mcbeit_mm.datasets import make_demo_data
 from mcbeit_mm.preflight import check_before_run
-from mcbeit_mm.step_check import check_step, run_check
 
 TOKENIZER = dict(
     type='GumbelVQGANTokenizer',

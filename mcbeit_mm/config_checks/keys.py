@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -14,8 +15,15 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from .options import RUNNER_KEYS
-
+# What Runner takes, and reads from the config beside.
+RUNNER_ARGUMENTS = set(inspect.signature(Runner.__init__).parameters) - {'self'} | {
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+}
 ANY = '**'
 # What builders take out of a node, or add to it, before its class sees the rest: MMEngine's
 # build_from_cfg, build_scheduler_from_cfg, Runner.register_hook, build_train_loop, update_init_info
@@ -53,9 +61,12 @@ def check_keys(cfg: Config) -> None:
 
     Checked are the arguments of every node with a `type`, of the data loaders, of clip_grad and of
     paramwise_cfg. Where a key may be anything (at the top level, in default_hooks, for a class
-    that uses its **kwargs itself), only a near miss of a known one is refused.
+    that uses its **kwargs itself), only a near miss of a known one is refused. For a class that
+    cannot be judged so, MCBEIT_CHECK_KEYS=0 leaves all this out.
     """
-    top = set(inspect.signature(Runner.__init__).parameters) - {'self'} | RUNNER_KEYS
+    if os.environ.get('MCBEIT_CHECK_KEYS') == '0':
+        return
+    top = RUNNER_ARGUMENTS
     _check_near_misses('the config', set(cfg), top | {'custom_imports'})
     hooks = cfg.get('default_hooks') or {}
     _check_near_misses('default_hooks', set(hooks), DEFAULT_HOOKS)
@@ -136,18 +147,29 @@ def _typed_nodes(
         yield from _typed_nodes(child, (*place, key), scope)
 
 
+def arguments_of(node: object, scope: str | None) -> frozenset[str] | None:
+    """Names that the class of a node takes ('**': any); None if unknown."""
+    kind = node.get('type') if isinstance(node, dict) else None
+    found = [class_arguments(kind) for kind in _kinds(kind, scope)]
+    return None if not found or None in found else frozenset().union(*found)
+
+
+def _kinds(kind: object, scope: str | None) -> tuple[Callable, ...]:
+    if isinstance(kind, str):
+        return _classes(kind, scope)
+    return () if kind is None else (kind,)
+
+
 def _check_node(place: tuple[str, ...], node: dict, scope: str | None) -> None:
     kind = node.get('type', DEFAULT_TYPES.get(place[0]))
-    kinds = _classes(kind, scope) if isinstance(kind, str) else (kind,)
-    found = [class_arguments(kind) for kind in kinds]
-    if not found or None in found:
+    known = arguments_of(dict(type=kind), scope)
+    if known is None:
         return
-    known = frozenset().union(*found)
     popped = POPPED.union(*(POPPED_BELOW.get(part, ()) for part in place))
     if ANY in known:
         _check_near_misses('.'.join(place), set(node), known | popped)
     else:
-        _check('.'.join(place), _name(kinds[0]), set(node) - popped, known)
+        _check('.'.join(place), _name(_kinds(kind, scope)[0]), set(node) - popped, known)
 
 
 @cache

@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mcbeit_mm.batch_check import check_batch
+from mcbeit_mm.config_checks.batch import check_batch
 
 
 @pytest.fixture

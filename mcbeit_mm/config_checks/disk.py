@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from .batch_check import warn
+from .batch import warn
 
 GIB = 2**30
 # Values an optimizer keeps for each parameter: two moments as in Adam, unless named here.

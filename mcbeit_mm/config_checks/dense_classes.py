@@ -7,7 +7,7 @@ from mmengine import list_from_file
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
-from .class_check import innermost_dataset
+from .classes import innermost_dataset
 
 HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head', 'roi_head')
 

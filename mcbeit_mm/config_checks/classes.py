@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from .data_checks.imagenet import read_list
+from ..data_checks.imagenet import read_list
 
 
 def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:

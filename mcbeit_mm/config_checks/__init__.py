@@ -1,0 +1,1 @@
+"""Checks of a config before anything is built, one question per file; `preflight` asks them all."""
