@@ -14,7 +14,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from .seeded_data import PositionBatchSampler, base_seed, seed_generators, seeded_loader
+from .seeded_data import STEPS, PositionBatchSampler, base_seed, seed_generators, seeded_loader
 
 
 class _Resumable:
@@ -38,12 +38,13 @@ class _Resumable:
         """Use the seed that the checkpoint brought, if the config names none."""
         seed = base_seed(self.runner)
         self.dataloader.dataset.reseed(seed)
+        self._keys.seed = seed
         if hasattr(self._keys.sampler, 'seed'):
             self._keys.sampler.seed = seed
 
     def _seed_step(self, purpose: int = 0) -> None:
         place = (base_seed(self.runner), get_rank(), self._iter, purpose)
-        seed_generators(*place, cuda=True)
+        seed_generators(STEPS, *place, cuda=True)
 
     def _validate(self, done: int) -> None:
         """Validate if it is time to, after `done` epochs or iterations."""

@@ -5,8 +5,10 @@ without reading the ones before it, with another number of workers, and ranks th
 batch see what one process would.
 """
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from .bad_samples import BadSamples
+
+SAMPLES, STEPS, ORDER = range(3)  # streams of random numbers
 
 Place = tuple[int, int]  # epoch, position in the global order of that epoch
 Key = tuple[int, Place]  # index of a sample and its place
@@ -50,7 +54,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: Key) -> Any:
         index, place = key
         for attempt, candidate in enumerate(self.bad_samples.candidates(index)):
-            seed_generators(self.seed, *place, attempt)
+            seed_generators(SAMPLES, self.seed, *place, attempt)
             try:
                 return self.dataset[candidate]
             except Exception as error:  # BadSamplesHook ends the run when there are too many
@@ -95,8 +99,9 @@ class PositionBatchSampler:
         batch_size: int,
         drop_last: bool = False,
         batches: dict | None = None,
+        seed: int = 0,
     ):
-        self.sampler, self.batch_size = sampler, batch_size
+        self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
         self.batches = BatchSampler(sampler, batch_size, drop_last)
         if batches:
             inner = dict(sampler=sampler, batch_size=batch_size)
@@ -112,7 +117,7 @@ class PositionBatchSampler:
         while True:
             if hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(epoch)
-            batches = iter(self.batches)
+            batches = self._drawn(epoch)
             skipped = sum(1 for _, _ in zip(range(start), batches, strict=False))
             if skipped == start:
                 break
@@ -121,6 +126,17 @@ class PositionBatchSampler:
             epoch, start = epoch + 1, start - skipped
         self.epoch, self.start = epoch + 1, 0
         yield from self._keys(batches, epoch, start)
+
+    def _drawn(self, epoch: int) -> Iterator[list[int]]:
+        """Draw the batches; a sampler that uses the global generators gets numbers of its own."""
+        batches = iter(self.batches)
+        for number in itertools.count():
+            with generators_kept():
+                seed_generators(ORDER, self.seed, epoch, number)
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _keys(self, batches: Iterator[list[int]], epoch: int, start: int) -> Iterator[list[Key]]:
         rank, world_size = get_rank(), get_world_size()
@@ -147,8 +163,21 @@ def seeded_loader(runner: Runner, config: dict) -> DataLoader:
         type=PositionBatchSampler,
         drop_last=config.pop('drop_last', False),
         batches=config.get('batch_sampler'),
+        seed=seed,
     )
     return runner.build_dataloader(config, seed=seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore torch's CPU generator, NumPy's and random's."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 def base_seed(runner: Runner) -> int:
@@ -157,11 +186,17 @@ def base_seed(runner: Runner) -> int:
     return runner.seed - get_rank() if own else runner.seed
 
 
-def seed_generators(*entropy: int, cuda: bool = False) -> None:
-    """Seed torch's CPU generator, NumPy, random and, if asked for, all CUDA generators."""
-    torch_seed, numpy_seed, python_seed = np.random.SeedSequence(entropy).generate_state(3).tolist()
+def seed_generators(stream: int, *place: int, cuda: bool = False) -> None:
+    """Seed torch's CPU generator, NumPy, random and, if asked for, all CUDA generators.
+
+    Args:
+        stream: a number of its own for each use, so that equal places draw different numbers.
+    """
+    # SeedSequence takes (1, 2) and (1, 2, 0) for the same: the length tells them apart.
+    words = np.random.SeedSequence([stream, len(place), *place]).generate_state(4).tolist()
+    torch_seed = words[0] << 32 | words[1]
     torch.default_generator.manual_seed(torch_seed)
-    np.random.seed(numpy_seed)
-    random.seed(python_seed)
+    np.random.seed(words[2])
+    random.seed(words[3])
     if cuda and torch.cuda.is_available():
         torch.cuda.manual_seed_all(torch_seed)

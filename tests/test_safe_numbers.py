@@ -85,7 +85,7 @@ def test_only_the_byte_order_of_a_type_is_taken(tmp_path, kind):
         array_of(np.dtype('f8'), b'123'),
         Payload(np.zeros(1)[0].__reduce__()[0], 3, b'12345678'),
     ],
-    ids=str,
+    ids=['object', 'bytes', 'record', 'pair', 'objects', 'state', 'shape', 'short', 'scalar'],
 )
 def test_other_types_are_refused(tmp_path, content):
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(dict(metainfo={}, data_list=[content])))
