@@ -3,6 +3,7 @@
 For training data only: in validation and test data every sample counts, an error ends the run.
 """
 
+import errno
 import json
 import os
 import traceback
@@ -26,6 +27,11 @@ NOT_OF_THE_DATA = (
     MemoryError,
     SetupError,
 )
+# A file system that is away or a process without handles: no fault of one image.
+OUTAGES = (
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM,
+)  # fmt: skip
 # Even of data with half of its samples bad, this many are all bad once in 2^100 cases.
 CANDIDATES = 100
 # A share of fewer samples says little: at the default share, 10 bad ones are expected of 1000.
@@ -110,7 +116,8 @@ class BadSamples:
             Exception: `error` itself, if it is that of a program, not of data.
             SetupError: there are more than `limit`.
         """
-        if isinstance(error, NOT_OF_THE_DATA):
+        outage = isinstance(error, OSError) and error.errno in OUTAGES
+        if outage or isinstance(error, NOT_OF_THE_DATA):
             raise error
         if not self._bad[candidate] and (candidate, path) not in self._listed:
             self._listed.add((candidate, path))

@@ -28,6 +28,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         if os.environ.get('MCBEIT_TRACEBACK') == '1':
             raise
         text = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
+        # One that comes from a worker of a data loader brings the worker's traceback along.
+        text = text.rpartition(f'{type(error).__name__}: ')[2]
         if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
             print(f'error: {text}', file=sys.stderr)
         raise SystemExit(2) from None

@@ -14,7 +14,11 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from .errors import SetupError
 from .seeded_data import STEPS, PositionBatchSampler, base_seed, seed_generators, seeded_loader
+
+# In the message hub, and so in checkpoints: the iteration at which the last validation ended.
+VALIDATED = 'validated_iter'
 
 
 class _Resumable:
@@ -52,9 +56,13 @@ class _Resumable:
         if self.runner.val_loop is None or done < self.val_begin:
             return
         end = self._max_epochs if self._by_epoch else self._max_iters
-        if done % self.val_interval == 0 or done == end:
+        hub = self.runner.message_hub
+        if (done % self.val_interval == 0 or done == end) and (
+            hub.get_info(VALIDATED, None) != self._iter
+        ):
             self._seed_step(purpose=1)
             self.runner.val_loop.run()
+            hub.update_info(VALIDATED, self._iter)
 
 
 @LOOPS.register_module()
@@ -62,7 +70,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
     """EpochBasedTrainLoop with the same arguments that resumes exactly, also within an epoch.
 
     A validation that was due when the checkpoint was written is done again after resuming, since
-    nobody knows whether it was finished.
+    nobody knows whether it was finished; SafeCheckpointHook notes when it was.
     """
 
     _by_epoch = True
@@ -84,7 +92,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
         """Batches of the current epoch that lie behind."""
         position = self._iter - self._epoch * len(self.dataloader)
         if not 0 <= position <= len(self.dataloader):
-            raise ValueError(
+            raise SetupError(
                 f'the checkpoint stands at epoch {self._epoch}, iteration {self._iter}, which does '
                 f'not fit epochs of {len(self.dataloader)} iterations: was the batch size or the '
                 'data set another one?'

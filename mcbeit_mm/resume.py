@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,10 +168,10 @@ class _Candidate:
 
     is_regular: bool
     error: str  # unreadable ones come first, to be reported
-    saved: str = ''
+    has_optimizer: bool = False  # averaged or published weights have none
+    saved: float = 0
     iteration: int = -1
     epoch: int = -1
-    has_optimizer: bool = False  # a published copy has none
     is_noted: bool = False  # in last_checkpoint
     date: float = 0
     file: Path = Path()
@@ -179,6 +180,13 @@ class _Candidate:
 def _last_saved_first(folder: Path) -> list[_Candidate]:
     noted = folder / 'last_checkpoint'
     noted_name = Path(noted.read_text(errors='replace').strip()).name if noted.is_file() else None
+    if noted_name and not any(folder.glob('*.pth')):  # out_dir of the checkpoint hook
+        folder = Path(noted.read_text(errors='replace').strip()).parent
+        if not any(folder.glob('*.pth')):
+            raise ValueError(
+                f'{noted} names {folder / noted_name}, where no checkpoint lies: give its file, or '
+                'remove the note to start from the beginning'
+            )
     files = filter(Path.is_file, folder.glob('*.pth'))
     found = (_candidate(file, file.name == noted_name) for file in files)
     return sorted(filter(None, found), reverse=True)
@@ -195,8 +203,18 @@ def _candidate(file: Path, is_noted: bool) -> _Candidate | None:
         return _Candidate(is_regular, str(error) or type(error).__name__, file=file)
     meta = _meta(checkpoint)
     position = (meta[key] if isinstance(meta.get(key), int) else -1 for key in ('iter', 'epoch'))
-    saved, has_optimizer = str(meta.get('time', '')), 'optimizer' in checkpoint
-    return _Candidate(is_regular, '', saved, *position, has_optimizer, is_noted, date, file)
+    has_optimizer, saved = 'optimizer' in checkpoint, _time_of_saving(meta)
+    return _Candidate(is_regular, '', has_optimizer, saved, *position, is_noted, date, file)
+
+
+def _time_of_saving(meta: Mapping[str, Any]) -> float:
+    """Seconds since the epoch, by SafeCheckpointHook, or MMEngine's local time."""
+    try:
+        return float(
+            meta.get('saved_at') or time.mktime(time.strptime(meta['time'], '%Y%m%d_%H%M%S'))
+        )
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _check_pickle(file: Path) -> None:

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from .bad_samples import BadSamples
+from .errors import SetupError
 
 SAMPLES, STEPS, ORDER = range(3)  # streams of random numbers
 
@@ -45,6 +46,11 @@ class SeededDataset(Dataset):
             dataset = DATASETS.build(dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
+        if not hasattr(dataset, '__len__'):
+            raise SetupError(
+                f'{type(dataset).__name__} has no length: resumable loops need a data set that is '
+                'read by index'
+            )
         self.dataset, self.seed = dataset, seed
         self.bad_samples = BadSamples(len(dataset), seed, report)
 

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from mcbeit_mm.errors import SetupError
 from mcbeit_mm.seeded_data import base_seed
 
 
@@ -174,7 +175,7 @@ def test_checkpoint_of_another_epoch_length(tmp_path):
     checkpoint = torch.load(path, weights_only=False)  # of this test
     checkpoint['meta'].update(epoch=2, iter=3)
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match='epoch 2, iteration 3.* epochs of 4 iterations'):
+    with pytest.raises(SetupError, match='epoch 2, iteration 3.* epochs of 4 iterations'):
         run(tmp_path / 'rest', 'ResumableEpochLoop', path)
 
 

@@ -429,3 +429,15 @@ def test_a_resumed_run_needs_no_initial_weights():
     runner = SimpleNamespace(model=SimpleNamespace(backbone=SimpleNamespace(init_cfg='x')))
     resume.skip_initial_weights(runner)
     assert runner.model.backbone.init_cfg is None
+
+
+def test_checkpoints_of_another_folder(tmp_path):
+    """`out_dir` of the checkpoint hook: last_checkpoint is all that lies in the work dir."""
+    work, out = tmp_path / 'work', tmp_path / 'out'
+    work.mkdir(), out.mkdir()
+    torch.save(dict(meta=dict(iter=3, epoch=0), optimizer={}, state_dict={}), out / 'iter_3.pth')
+    (work / 'last_checkpoint').write_text(str(out / 'iter_3.pth'))
+    assert resume.find_checkpoint(work) == out / 'iter_3.pth'
+    (out / 'iter_3.pth').unlink()
+    with pytest.raises(ValueError, match='names .*iter_3.pth, where no checkpoint lies'):
+        resume.checkpoint_to_resume(str(work), 'auto')

@@ -112,3 +112,37 @@ def test_attributes_are_those_of_the_data_set():
     assert len(data) == 24 and not hasattr(data, 'absent')
     copied = pickle.loads(pickle.dumps(data.dataset)), pickle.loads(pickle.dumps(data))
     assert copied[1].pipeline == copied[0].pipeline == 'second'
+
+
+class Choosing(torch.utils.data.Sampler):
+    """Draws from a global generator while it is iterated, as mmdet's GroupMultiSourceSampler."""
+
+    def __iter__(self):
+        for _ in range(24):
+            yield int(np.random.randint(24))
+
+
+def test_a_sampler_that_draws_from_the_global_generators():
+    def choosing(start, count):
+        np.random.seed(start)  # whatever was drawn before
+        keys = PositionBatchSampler(Choosing(), 4, seed=7)
+        keys.start = start
+        seen = []
+        while len(seen) < count:
+            seen += list(keys)
+        return seen[:count]
+
+    whole = choosing(0, 14)
+    assert len({index for batch in whole for index, _ in batch}) > 12
+    for start in (1, 6, 9):
+        assert choosing(start, 14 - start) == whole[start:]
+
+
+def test_streams_differ():
+    drawn = []
+    for place in ((0, 1, 2), (1, 1, 2), (0, 1, 2, 0), (0, 1)):
+        seeded_data.seed_generators(*place)
+        drawn += [float(torch.rand(())), np.random.random(), random.random()]
+    assert len(set(drawn)) == len(drawn)
+    seeded_data.seed_generators(0, 1, 2)
+    assert [float(torch.rand(())), np.random.random(), random.random()] == drawn[:3]

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import SetupError
+from ..loops import ResumableEpochLoop
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again, here with --resume
 
@@ -53,6 +54,12 @@ class InterruptHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Catch the signals from now on."""
         self._saver = _saver(runner)
+        loop = runner.train_loop
+        if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ResumableEpochLoop):
+            raise SetupError(
+                f'InterruptHook saves within an epoch, where {type(loop).__name__} cannot go on: '
+                'set train_cfg.type to ResumableEpochLoop, or default_hooks.interrupt to None'
+            )
         if dist.is_initialized():  # over the CPU, so that no rank waits for its GPU
             self._group = dist.new_group(backend='gloo')
         loops = (runner.train_loop, runner.val_loop)
@@ -62,7 +69,7 @@ class InterruptHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning('InterruptHook catches no signals: only a main thread can')
             return
-        self._received = 0
+        self._received, self._owner = 0, os.getpid()
         self._previous = {number: signal.signal(number, self._note) for number in self.signals}
 
     def after_train(self, runner: Runner) -> None:
@@ -88,6 +95,8 @@ class InterruptHook(Hook):
                 self._leave(runner, number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            return  # a worker of some loader inherited the handler; its parent decides
         if number == signal.SIGINT and self._received:
             raise KeyboardInterrupt
         self._received = number

@@ -61,9 +61,13 @@ class NumericsHook(Hook):
         self._file = Path(runner.work_dir, name)
         self._finite: bool | None = None  # the gradients of this iteration's step, if there was one
         self._since_step: list[dict[str, Any]] = []  # the batches whose gradients are added up
-        buffers = [b for b in runner.model.buffers() if b.is_floating_point()]
-        self._buffers = [b for b in buffers if b.isfinite().all()]  # an attention mask is not
-        self._kept = [b.detach().clone() for b in self._buffers]
+        self._places = [  # a module may put another tensor into its place
+            (module, name)
+            for module in runner.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and buffer.is_floating_point() and buffer.isfinite().all()
+        ]  # an attention mask may hold infinities
+        self._kept = [buffer.detach().clone() for buffer in self._buffers]
 
         def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             self._finite = _all_finite(wrapper, optimizer, self._buffers)
@@ -71,6 +75,10 @@ class NumericsHook(Hook):
                 optimizer.zero_grad(set_to_none=True)  # makes the optimizer's step do nothing
 
         self._check = wrapper.optimizer.register_step_pre_hook(check)
+
+    @property
+    def _buffers(self) -> list[Tensor]:
+        return [module._buffers[name] for module, name in self._places]
 
     def after_train(self, runner: Runner) -> None:
         """Leave the optimizer as it was."""
@@ -168,16 +176,20 @@ class NumericsHook(Hook):
 def _all_finite(
     wrapper: OptimWrapper, optimizer: torch.optim.Optimizer, buffers: list[Tensor]
 ) -> bool:
-    """Judge gradients and buffers by their norms, on all ranks alike."""
+    """Judge gradients and buffers by their norms, on all ranks alike.
+
+    By the largest element where we measure: the sum of squares of finite numbers may overflow.
+    """
     if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
         # OptimWrapper has just measured it, and scaled the gradients by its inverse.
         norm = wrapper.message_hub.get_scalar('train/grad_norm').current()
     else:
         params = (p for group in optimizer.param_groups for p in group['params'])
         grads = [p.grad for p in params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = torch.nn.utils.get_total_norm(grads, math.inf)
         norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-    finite = math.isfinite(norm) and math.isfinite(torch.nn.utils.get_total_norm(buffers))
+    largest = torch.nn.utils.get_total_norm(buffers, math.inf)
+    finite = math.isfinite(norm) and math.isfinite(largest)
     if get_world_size() > 1:  # DDP's gradients agree; sharded ones and buffers may not
         bad = torch.tensor(0.0 if finite else 1.0)
         all_reduce(bad, 'max')

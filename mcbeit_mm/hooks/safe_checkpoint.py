@@ -3,12 +3,14 @@
 import hashlib
 import io
 import os.path as osp
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.dist import get_world_size, is_main_process, master_only
+from mmengine.device import get_device
+from mmengine.dist import all_gather, get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
@@ -18,6 +20,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from ..atomic_files import FULL, remove_leftovers, write_atomically
 from ..errors import SetupError
 from ..experiment import run_facts
+from ..loops import VALIDATED
 from ..rank_state import collect, restore
 from ..resume import move_position
 from ..sharding import consolidate
@@ -62,10 +65,11 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Choose the backend, clean up after killed writers, restore the state of this rank."""
+        if self.file_client_args is not None:
+            raise SetupError('SafeCheckpointHook takes backend_args, not the old file_client_args')
+        _demand_one_place(runner)
         place = str(self.out_dir or runner.work_dir)
-        if self.file_client_args is None and isinstance(
-            get_file_backend(place, backend_args=self.backend_args), LocalBackend
-        ):
+        if isinstance(get_file_backend(place, backend_args=self.backend_args), LocalBackend):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
         self._files, self.file_backend = self.file_backend, _KeepsAll(self.file_backend)
@@ -73,13 +77,13 @@ class SafeCheckpointHook(CheckpointHook):
             for folder in {runner.work_dir, str(self.out_dir)}:
                 for path in remove_leftovers(folder):
                     runner.logger.info(f'removed {path}, which was never finished')
-        if self._rank_states is not None:
+        if self._rank_states is not None and runner.iter:  # else only weights were loaded
             restore(runner, self._rank_states)
-            self._rank_states = None
+        self._rank_states = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add what resuming needs."""
-        checkpoint['meta']['run'] = _facts(runner)
+        checkpoint['meta'].update(run=_facts(runner), saved_at=time.time())
         if self._rank_states is not None:
             checkpoint['rank_states'] = self._rank_states
 
@@ -88,9 +92,9 @@ class SafeCheckpointHook(CheckpointHook):
 
         With another batch, `resume.move_position` counts it anew, and sums of gradients are void.
         """
-        if not runner._resume:
+        states, meta = checkpoint.pop('rank_states', None), checkpoint.get('meta') or {}
+        if 'iter' not in meta:
             return
-        states, meta = checkpoint.pop('rank_states', None), checkpoint['meta']
         place = meta['iter']
         move_position(meta, _facts(runner))
         if states is not None and meta['iter'] != place:
@@ -105,7 +109,8 @@ class SafeCheckpointHook(CheckpointHook):
         self._validating = True
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        """Save the best checkpoint."""
+        """Save the best checkpoint; MMEngine then saves the regular one again."""
+        runner.message_hub.update_info(VALIDATED, runner.iter)
         super().after_val_epoch(runner, metrics)
         self._validating = False
 
@@ -220,6 +225,17 @@ class SafeCheckpointHook(CheckpointHook):
                 f'cannot write {error.filename}: {error.strerror}. Last good checkpoint: {last}. '
                 'Free space, then give the same command with --resume'
             ) from error
+
+
+def _demand_one_place(runner: Runner) -> None:
+    """Refuse work dirs of their own, in which processes find different checkpoints."""
+    place = torch.tensor([runner.epoch, runner.iter], device=get_device())
+    places = [found.tolist() for found in all_gather(place)]
+    if any(found != places[0] for found in places):
+        raise SetupError(
+            f'the processes resume at different (epoch, iteration): {places}; the work dir must be '
+            'the same for all machines'
+        )
 
 
 def _facts(runner: Runner) -> dict:
