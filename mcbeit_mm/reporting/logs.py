@@ -24,11 +24,12 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
     """
     steps: dict[int, dict] = {}
     for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        entries = _in_steps(entry for entry in _entries(file) if 'step' in entry)
-        if not entries:
-            continue
-        first = min(entry['step'] for entry in entries)
-        steps = {step: entry for step, entry in steps.items() if step < first}
+        read = [entry for entry in _entries(file) if 'step' in entry]
+        own = (entry['step'] for entry in read if not _is_validation(entry))
+        first = min(own, default=None)
+        if first is not None:
+            steps = {step: entry for step, entry in steps.items() if step < first}
+        entries = _in_steps(read, max(steps, default=0))
         for entry in entries:
             steps.setdefault(entry['step'], {}).update(entry)
     if not steps:
@@ -39,13 +40,20 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _in_steps(entries: Iterable[dict]) -> list[dict]:
-    """Give validations, known by the missing learning rate, the step of training they follow."""
-    placed, step = [], 0
+def _is_validation(entry: dict) -> bool:
+    return 'lr' not in entry and 'data_time' in entry
+
+
+def _in_steps(entries: Iterable[dict], step: int) -> list[dict]:
+    """Give validations, known by the missing learning rate, the step of training they follow.
+
+    A resumed run may begin with one, which follows `step` of the run before.
+    """
+    placed = []
     for entry in entries:
         if 'lr' in entry:
             step = entry['step']
-        elif 'data_time' in entry:
+        elif _is_validation(entry):
             times = ('time', 'data_time')  # of validation steps
             entry = {key: value for key, value in entry.items() if key not in times}
             entry['step'] = max(step, entry['step'])

@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 
 # What may differ between two runs of one experiment: clocks, memory, places.
 CLOCKS = ('time', 'data_time', 'images_per_s', 'tokenizer_share', 'memory', 'eta')
-PLACES = ('cfg', 'experiment_name', 'last_ckpt', 'best_ckpt', 'checkpoint')
+PLACES = ('cfg', 'mmengine_version', 'experiment_name', 'last_ckpt', 'best_ckpt', 'checkpoint')
 
 
 def is_clock(name: str) -> bool:

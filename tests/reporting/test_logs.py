@@ -74,3 +74,14 @@ def test_the_newest_file_of_a_work_dir(tmp_path):
     assert newest(tmp_path, '*.py').name == 'a.py'
     with pytest.raises(FileNotFoundError, match='no \\*.pth in'):
         newest(tmp_path, '*.pth')
+
+
+def test_a_resumed_run_that_begins_with_its_validation(tmp_path):
+    training = [entry | dict(lr=0.1) for entry in steps(1, 4, run=0.1)]
+    validation = dict(top1=50.0, data_time=0.1, time=0.2, step=1)  # MMEngine writes the epoch
+    write(tmp_path, '20260101_000000', training)  # killed while validating
+    write(tmp_path, '20260101_000100', [validation, dict(step=5, lr=0.1, loss=5.2)])
+    write(tmp_path, '20260101_000200', [validation | dict(top1=60.0, step=2)])
+    merged = read_scalars(tmp_path)
+    assert [entry['step'] for entry in merged] == [1, 2, 3, 4, 5]
+    assert merged[3]['top1'] == 50.0 and merged[4]['top1'] == 60.0 and 'top1' not in merged[0]
