@@ -158,6 +158,8 @@ class PositionBatchSampler:
 def seeded_loader(runner: Runner, config: dict) -> DataLoader:
     """Build a training DataLoader from its config, as MMEngine does, around a `SeededDataset`."""
     config, seed = dict(config), base_seed(runner)
+    if not config.get('num_workers'):
+        config.pop('persistent_workers', None)  # torch refuses the pair
     name = f'bad_samples_rank{get_rank()}.jsonl' if get_world_size() > 1 else 'bad_samples.jsonl'
     config['dataset'] = dict(
         type=SeededDataset,

@@ -292,7 +292,9 @@ def test_trains_and_evaluates(path, data, tmp_path, monkeypatch):
     scalars = runner.message_hub.log_scalars
     for name in ('loss', 'loss_rpn_cls', 'loss_rpn_bbox'):
         values = scalars[f'train/{name}'].data[0]
-        assert len(values) == 2 and np.isfinite(values).all() and values.min() > 0, name
+        assert len(values) == 2 and np.isfinite(values).all(), name
+        # A random crop may hold no anchor that is to be moved.
+        assert values.max() > 0 if name == 'loss_rpn_bbox' else values.min() > 0, name
     for part in ('backbone', 'neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head'):
         changed = [
             not torch.equal(p, before[name])

@@ -96,6 +96,8 @@ def test_a_signal_reaches_srun_and_ends_the_script(tmp_path, name):
     script = subprocess.Popen(
         ['bash', 'tools/slurm_train.sh', 'part', 'job', 'c.py'],
         cwd=ROOT, env=environment(tmp_path),
+        # Background jobs, as of some CI, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for(tmp_path / 'calls')
     script.send_signal(signal.Signals[name])
@@ -107,7 +109,7 @@ def test_a_signal_reaches_srun_and_ends_the_script(tmp_path, name):
 
 def wait_for(*files, seconds=60):
     end = time.monotonic() + seconds
-    while not all(file.exists() for file in files):
+    while not all(file.exists() and file.stat().st_size for file in files):
         assert time.monotonic() < end, f'no {files}'
         time.sleep(0.05)
 

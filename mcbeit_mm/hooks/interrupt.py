@@ -54,11 +54,13 @@ class InterruptHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Catch the signals from now on."""
         self._saver = _saver(runner)
+        if self._saver is None:  # a run that saves nothing ends as any program does
+            return
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ResumableEpochLoop):
             raise SetupError(
                 f'InterruptHook saves within an epoch, where {type(loop).__name__} cannot go on: '
-                'set train_cfg.type to ResumableEpochLoop, or default_hooks.interrupt to None'
+                'set train_cfg.type to ResumableEpochLoop, or leave interrupt out of default_hooks'
             )
         if dist.is_initialized():  # over the CPU, so that no rank waits for its GPU
             self._group = dist.new_group(backend='gloo')
@@ -80,7 +82,7 @@ class InterruptHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if any rank was asked to."""
-        if number := self._agree(self._received):
+        if self._saver and (number := self._agree(self._received)):
             self._leave(runner, number)
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -134,13 +136,16 @@ class InterruptHook(Hook):
         raise SystemExit(INTERRUPTED)
 
 
-def _saver(runner: Runner) -> CheckpointHook:
-    for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook) and hasattr(hook, 'save_now'):
+def _saver(runner: Runner) -> CheckpointHook | None:
+    savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    for hook in savers:
+        if hasattr(hook, 'save_now'):
             return hook
+    if not savers:
+        return None
     raise SetupError(
         'InterruptHook saves by SafeCheckpointHook: set default_hooks.checkpoint.type to it, or '
-        'default_hooks.interrupt to None'
+        'leave interrupt out of default_hooks'
     )
 
 
