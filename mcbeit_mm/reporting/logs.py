@@ -25,8 +25,8 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
     steps: dict[int, dict] = {}
     for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         read = [entry for entry in _entries(file) if 'step' in entry]
-        own = (entry['step'] for entry in read if not _is_validation(entry))
-        first = min(own, default=None)
+        trained = (entry['step'] for entry in read if 'lr' in entry or 'loss' in entry)
+        first = min(trained, default=None)  # a run may begin with the evaluation that was due
         if first is not None:
             steps = {step: entry for step, entry in steps.items() if step < first}
         entries = _in_steps(read, max(steps, default=0))

@@ -85,3 +85,10 @@ def test_a_resumed_run_that_begins_with_its_validation(tmp_path):
     merged = read_scalars(tmp_path)
     assert [entry['step'] for entry in merged] == [1, 2, 3, 4, 5]
     assert merged[3]['top1'] == 50.0 and merged[4]['top1'] == 60.0 and 'top1' not in merged[0]
+
+
+def test_a_resumed_run_that_begins_with_its_knn(tmp_path):
+    write(tmp_path, '20260101_000000', steps(1, 4, run=0.1))
+    write(tmp_path, '20260101_000100', [dict(knn_top1=40.0, step=4)])
+    merged = read_scalars(tmp_path)
+    assert merged[3] == dict(step=4, loss=4.1, epoch=1, knn_top1=40.0)
