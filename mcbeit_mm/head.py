@@ -19,6 +19,7 @@ class MCBEiTHead(BaseModule):
         omega: weight of the term refined by the student's inter-patch affinity.
         tau_affinity: temperature of the affinity's softmax.
         detach_affinity: stop the gradient through the affinity (the authors let it flow).
+        compile_loss: fuse the loss' pointwise part by torch.compile, for CUDA.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class MCBEiTHead(BaseModule):
         omega: float = 0.2,
         tau_affinity: float = 1.0,
         detach_affinity: bool = False,
+        compile_loss: bool = False,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg=init_cfg)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.compile_loss = vocab_size, compile_loss
         self.lm_head = nn.Linear(embed_dims, vocab_size)
         self.multi_choice = MultiChoiceLoss(tau, omega, tau_affinity, detach_affinity)
         init = partial(
@@ -50,7 +52,13 @@ class MCBEiTHead(BaseModule):
 
         The mean of each value over the ranks is that of the whole batch; a log shows rank 0's.
         """
-        weight, bias = self.lm_head.weight, self.lm_head.bias
-        settings = self.multi_choice.settings
-        count = patches_per_rank(mask)
-        return multi_choice_terms(feats, weight, bias, token_logits, mask, count, **settings)
+        return multi_choice_terms(
+            feats,
+            self.lm_head.weight,
+            self.lm_head.bias,
+            token_logits,
+            mask,
+            patches_per_rank(mask, feats.device),
+            compiled=self.compile_loss,
+            **self.multi_choice.settings,
+        )

@@ -1,17 +1,17 @@
 """Features + token logits + mask -> soft cross-entropy on the masked patches.
 
-Only masked rows of logits, affinity and targets are formed; the mean runs over all masked patches
-of the batch, in training over those of all ranks (`patches_per_rank`).
+Only masked rows of logits and targets are formed, chunk by chunk (`fused_loss`); the mean runs over
+all masked patches of the batch, in training over those of all ranks (`patches_per_rank`).
 Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
 """
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .targets import at_least_fp32, soft_probs
+from .fused_loss import CHUNK_ELEMENTS, FusedSums, MaskedPlaces, Plan, Precision
+from .targets import affinity, soft_probs
 
 
 def multi_choice_loss(
@@ -48,7 +48,12 @@ def multi_choice_terms(
     token_logits: Tensor,
     mask: Tensor,
     count: Tensor | None = None,
-    **settings,
+    *,
+    tau: float = 4.0,
+    omega: float = 0.2,
+    tau_affinity: float = 1.0,
+    detach_affinity: bool = False,
+    compiled: bool = False,
 ) -> dict[str, Tensor]:
     """The loss of `multi_choice_loss` with what is worth logging beside it, all scalars.
 
@@ -56,25 +61,42 @@ def multi_choice_terms(
     reduce, mlm_acc the share of masked patches whose best guess is the tokenizer's own best token.
 
     Args:
+        mask: on any device; on the CPU it spares a CUDA device a wait.
         count: what the sums over masked patches are divided by; the number of them unless given.
+        compiled: fuse what is not a matrix product by torch.compile.
     """
     mask = mask.flatten(1)
     _check_shapes(feats, weight, bias, token_logits, mask)
-    targets = masked_targets(feats, token_logits, mask, **settings)
-    logits = at_least_fp32(F.linear(feats[mask], weight, bias))
-    if count is None:
-        count = max(len(logits), 1)
+    places = MaskedPlaces.of(mask, feats.device)
+    rows = places.rows(feats)
+    precision = Precision.of(rows, weight)
     with torch.autocast(feats.device.type, enabled=False):
-        loss = -(targets * logits.log_softmax(dim=-1)).sum() / count
-        with torch.no_grad():
-            entropy = -torch.special.xlogy(targets, targets).sum() / count
-            labels = token_logits.flatten(2).argmax(dim=1)[mask]
-            hits = (logits.argmax(dim=-1) == labels).sum() / count
+        weights = None
+        if omega > 0:
+            similar = affinity(feats.detach() if detach_affinity else feats, tau_affinity)
+            weights = places.rows(similar)
+        plan = Plan(
+            lambda images: soft_probs(token_logits[images], tau),
+            places,
+            omega,
+            precision,
+            max(
+                1,
+                CHUNK_ELEMENTS.get(feats.device.type, CHUNK_ELEMENTS['cpu'])
+                // (feats.shape[1] * len(weight)),
+            ),
+            with_grad=torch.is_grad_enabled(),
+            compiled=compiled,
+        )
+        sums = FusedSums.apply(rows, weight, bias, weights, plan)
+    if count is None:
+        count = mask.sum().clamp_min(1).to(feats.device)
+    loss, entropy, hits = (total / count for total in sums)
     return dict(loss=loss, kl=loss.detach() - entropy, target_entropy=entropy, mlm_acc=hits)
 
 
-def patches_per_rank(mask: Tensor) -> Tensor:
-    """Masked patches of all ranks / number of ranks, a scalar; 1 where there is none.
+def patches_per_rank(mask: Tensor, device: torch.device | None = None) -> Tensor:
+    """Masked patches of all ranks / number of ranks, a scalar on `device`; 1 where there is none.
 
     DistributedDataParallel averages gradients over ranks. Block masks give ranks different numbers
     of patches, so the mean of the ranks' own means is not the mean over all patches; the mean of
@@ -82,39 +104,10 @@ def patches_per_rank(mask: Tensor) -> Tensor:
     patches. Without gradients (ranks may evaluate unequal numbers of batches), and in a single
     process, it is this rank's own number.
     """
-    count = mask.sum(dtype=torch.float32)
+    count = mask.sum(dtype=torch.float32).to(device or mask.device, non_blocking=True)
     if torch.is_grad_enabled():
         all_reduce(count, 'mean')
     return torch.where(count > 0, count, 1.0)
-
-
-def masked_targets(
-    feats: Tensor,
-    token_logits: Tensor,
-    mask: Tensor,
-    *,
-    tau: float = 4.0,
-    omega: float = 0.2,
-    tau_affinity: float = 1.0,
-    detach_affinity: bool = False,
-) -> Tensor:
-    """Rows `multi_choice_targets(...)[mask]`, (M, V), from the masked rows of W."""
-    with torch.autocast(feats.device.type, enabled=False):
-        probs = soft_probs(token_logits, tau)
-        if omega == 0:
-            return probs[mask]
-        directions = F.normalize(
-            at_least_fp32(feats.detach() if detach_affinity else feats), dim=-1
-        )
-        counts = mask.sum(dim=1)
-        # Masked positions first, in ascending order; images with fewer of them are padded by
-        # visible ones.
-        order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        rows = directions.gather(1, order.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
-        weights = (rows @ directions.transpose(1, 2) / tau_affinity).softmax(dim=-1)
-        wanted = torch.arange(order.shape[1], device=mask.device) < counts.unsqueeze(1)
-        refined = (weights @ probs)[wanted]
-        return omega * refined + (1 - omega) * probs[mask]
 
 
 def _check_shapes(

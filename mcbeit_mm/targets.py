@@ -14,11 +14,10 @@ def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
 
     tau = 0 is the limit: all on the best code, BEiT's single choice.
     """
-    logits = at_least_fp32(token_logits).flatten(2)
+    logits = at_least_fp32(token_logits).flatten(2).transpose(1, 2)
     if tau == 0:
-        best = logits.argmax(dim=1, keepdim=True)
-        return torch.zeros_like(logits).scatter_(1, best, 1).transpose(1, 2)
-    return (logits / tau).softmax(dim=1).transpose(1, 2)
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
+    return (logits / tau).softmax(dim=-1)
 
 
 def affinity(feats: Tensor, tau_affinity: float = 1.0) -> Tensor:
