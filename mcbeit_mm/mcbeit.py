@@ -1,6 +1,8 @@
 """MCBEiT: tokenizer, backbone and head wired as an mmpretrain self-supervised algorithm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from mmengine.registry import MODELS
@@ -22,6 +24,9 @@ class MCBEiT(BaseSelfSupervisor):
     True = masked. The tokenizer (`target_generator`) follows the model's device but is no
     submodule: it stays out of the state dict, the optimizer and DistributedDataParallel. With
     `vocab_size=None` the head takes the tokenizer's.
+
+    Args:
+        overlap_tokenizer: on CUDA, let the tokenizer run beside the backbone on a second stream.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class MCBEiT(BaseSelfSupervisor):
         head: dict,
         target_generator: dict | Tokenizer,
         data_preprocessor: dict | None = None,
+        overlap_tokenizer: bool = False,
         init_cfg: dict | None = None,
     ):
         # First, so that a missing tokenizer is found before a large backbone is initialised.
@@ -48,6 +54,7 @@ class MCBEiT(BaseSelfSupervisor):
         check_vocab(self.head.vocab_size, vocab_size)
         self._tokenizer = [target_generator]  # a list hides it from nn.Module
         self.tokenizer_timer = DeviceTimer()
+        self.overlap_tokenizer = overlap_tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -67,8 +74,33 @@ class MCBEiT(BaseSelfSupervisor):
         student_view, tokenizer_view = inputs
         mask = torch.stack([sample.mask for sample in data_samples]).bool()
         check_tokens(tokenizer_view.shape[2:], self.tokenizer.stride, mask.shape[1:])
-        mask = mask.flatten(1).to(student_view.device)
-        with self.tokenizer_timer.measure(student_view.device):
+        mask = mask.flatten(1)
+        device = student_view.device
+        with self._second_stream(tokenizer_view), self.tokenizer_timer.measure(device):
             token_logits = self.tokenizer(tokenizer_view)
-        feats = self.backbone(student_view, mask)[-1][:, 1:]
+        feats = self.backbone(student_view, mask.to(device, non_blocking=True))[-1][:, 1:]
+        self._join(token_logits)
         return self.head.loss(feats, token_logits, mask)
+
+    @contextmanager
+    def _second_stream(self, view: Tensor) -> Iterator[None]:
+        """Let the enclosed work on a view run beside what follows, until `_join`."""
+        if not (self.overlap_tokenizer and view.is_cuda):
+            yield
+            return
+        stream = _side_stream(view.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        view.record_stream(stream)  # the view's memory may not be used again before it is done
+        with torch.cuda.stream(stream):
+            yield
+
+    def _join(self, result: Tensor) -> None:
+        if self.overlap_tokenizer and result.is_cuda:
+            current = torch.cuda.current_stream()
+            current.wait_stream(_side_stream(result.device))
+            result.record_stream(current)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

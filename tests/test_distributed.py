@@ -107,7 +107,7 @@ def weights(rank, world, steps=4, **kwargs):
 def everything(rank, world):
     """What the tests below compare."""
     results = {name: gradients(rank, world, **case) for name, case in CASES.items()}
-    with mock.patch('mcbeit_mm.head.patches_per_rank', lambda mask: mask.sum()):
+    with mock.patch('mcbeit_mm.head.patches_per_rank', lambda mask, device: mask.sum()):
         results['own means'] = gradients(rank, world, **CASES['refined'])
     results['weights'] = weights(rank, world)
     results['weights again'] = weights(rank, world)

@@ -156,3 +156,15 @@ def test_cuda_step_and_tokenizer_timer():
         loss = model([x.cuda() for x in inputs], samples, mode='loss')['loss']
     loss.backward()
     assert loss.isfinite() and model.tokenizer_timer.pop() > 0
+
+
+@pytest.mark.gpu
+def test_a_tokenizer_on_a_second_stream_changes_nothing():
+    torch.manual_seed(0)
+    model = tiny().cuda()
+    views, samples = batch(8)
+    views = [x.cuda() for x in views]
+    expected = model(views, samples, mode='loss')
+    model.overlap_tokenizer = True
+    for _ in range(20):  # memory of the second stream is used again and again
+        torch.testing.assert_close(model(views, samples, mode='loss'), expected)

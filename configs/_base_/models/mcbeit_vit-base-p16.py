@@ -8,12 +8,13 @@ Tokenizer: a folder with model.yaml and last.ckpt, found by MCBEIT_TOKENIZER or
 model = dict(
     type='MCBEiT',
     data_preprocessor=dict(
-        type='TwoNormDataPreprocessor',
+        type='TwoViewDataPreprocessor',
         mean=[123.675, 116.28, 103.53],  # student: ImageNet statistics, as the authors' README
         std=[58.395, 57.12, 57.375],
         second_mean=[0.0, 0.0, 0.0],  # tokenizer: [0, 1]; it normalises for itself
         second_std=[255.0, 255.0, 255.0],
         to_rgb=True,
+        non_blocking=True,  # with pin_memory of the data loader
     ),
     backbone=dict(
         type='MCBEiTViT',
