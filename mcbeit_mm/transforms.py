@@ -9,17 +9,14 @@ mask).
 import math
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from .resampling import BACKENDS, INTERPOLATIONS, resize
+
 Size = int | tuple[int, int]
-RESAMPLING = {
-    'bilinear': Image.Resampling.BILINEAR,
-    'bicubic': Image.Resampling.BICUBIC,
-    'lanczos': Image.Resampling.LANCZOS,
-}
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -31,14 +28,17 @@ class TwoViewRandomResizedCrop(BaseTransform):
     """Resize one random crop twice: results['img'] becomes [student view, tokenizer view], uint8
     (H, W, 3).
 
-    Both use Pillow's antialiased resampling on the cropped pixels, as the authors. Flip before
-    this transform, so that both views share the flip.
+    Both use Pillow's antialiased resampling on the cropped pixels, as the authors, and share the
+    flip.
 
     Args:
         size: student view, side or (H, W) in pixels.
         second_size: tokenizer view; the patch grid times the tokenizer's stride.
         scale: range of the crop's share of the image area.
         ratio: range of the crop's aspect ratio (width / height).
+        backend: 'torch', within 2 levels of Pillow and faster, or 'pillow'.
+        flip_prob: chance of a horizontal flip. The draw and the views are those of mmcv's
+            RandomFlip before this transform, without its 0.1 ms per image.
     """
 
     def __init__(
@@ -49,26 +49,36 @@ class TwoViewRandomResizedCrop(BaseTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         interpolation: str = 'bicubic',
         second_interpolation: str = 'lanczos',
+        backend: str = 'torch',
+        flip_prob: float = 0.0,
     ):
         for name in (interpolation, second_interpolation):
-            if name not in RESAMPLING:
-                raise ValueError(f'interpolation is {name!r}, expected one of {sorted(RESAMPLING)}')
+            if name not in INTERPOLATIONS:
+                names = sorted(INTERPOLATIONS)
+                raise ValueError(f'interpolation is {name!r}, expected one of {names}')
+        if backend not in BACKENDS:
+            raise ValueError(f'backend is {backend!r}, expected one of {BACKENDS}')
+        if not 0 <= flip_prob <= 1:
+            raise ValueError(f'flip_prob must lie in [0, 1], got {flip_prob}')
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f'scale and ratio must be (low, high) ranges, got {scale=} {ratio=}')
-        self.sizes = (_pair(size), _pair(second_size))
+        sizes = (_pair(size), _pair(second_size))
+        self.targets = list(zip(sizes, (interpolation, second_interpolation), strict=True))
         self.scale, self.ratio = list(scale), list(ratio)
-        self.interpolations = (interpolation, second_interpolation)
+        self.backend, self.flip_prob = backend, flip_prob
 
     def transform(self, results: dict) -> dict:
         """Replace the image by its two views."""
-        image = Image.fromarray(results['img'])
-        top, left, height, width = RandomResizedCrop.get_params(image, self.scale, self.ratio)
-        crop = image.crop((left, top, left + width, top + height))
-        results['img'] = [
-            np.array(crop.resize(size[::-1], RESAMPLING[name]))
-            for size, name in zip(self.sizes, self.interpolations, strict=True)
-        ]
-        results['img_shape'] = self.sizes[0]
+        image = results['img']
+        if image.dtype != np.uint8:
+            raise ValueError(f'expected an 8-bit image, got {image.dtype}: load it as it is stored')
+        if self.flip_prob and np.random.random() < self.flip_prob:
+            image = image[:, ::-1]
+        shape = torch.empty(image.shape[:2], device='meta')  # all that get_params looks at
+        top, left, height, width = RandomResizedCrop.get_params(shape, self.scale, self.ratio)
+        crop = image[top : top + height, left : left + width]
+        results['img'] = [resize(crop, *target, self.backend) for target in self.targets]
+        results['img_shape'] = self.targets[0][0]
         return results
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import RandomFlip
 from PIL import Image
 
 from mcbeit_mm.transforms import (
@@ -17,15 +18,68 @@ def photo(height=90, width=120):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_views_are_pillow_resizes_of_one_crop(monkeypatch):
-    image, box = photo(), (7, 11, 60, 45)  # top, left, height, width
-    transform = TwoViewRandomResizedCrop(size=32, second_size=(16, 24))
+def pillow_views(image, box, sizes, flip=False):
+    """The slow way: flip and crop as images, rows before columns as Pillow did before 13."""
+    image = Image.fromarray(image)
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    top, left, height, width = box
+    crop = image.crop((left, top, left + width, top + height))
+    filters = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    return [
+        np.array(crop.resize((size[1], height), name).resize(size[::-1], name))
+        for size, name in zip(sizes, filters, strict=True)
+    ]
+
+
+@pytest.mark.parametrize('backend, levels', [('pillow', 0), ('torch', 2)])
+@pytest.mark.parametrize('flip', [0.0, 1.0])
+@pytest.mark.parametrize('box', [(7, 11, 60, 45), (0, 0, 90, 120), (20, 30, 1, 1), (9, 0, 16, 24)])
+def test_views_are_resizes_of_one_crop(monkeypatch, backend, levels, flip, box):
+    image, sizes = photo(), [(32, 32), (16, 24)]
+    transform = TwoViewRandomResizedCrop(*sizes, backend=backend, flip_prob=flip)
     monkeypatch.setattr('torchvision.transforms.RandomResizedCrop.get_params', lambda *_: box)
-    student, view = transform(dict(img=image))['img']
-    crop = Image.fromarray(image[7:67, 11:56])
-    assert np.array_equal(student, crop.resize((32, 32), Image.BICUBIC))
-    assert np.array_equal(view, crop.resize((24, 16), Image.LANCZOS))
-    assert student.shape == (32, 32, 3) and view.shape == (16, 24, 3)
+    results = transform(dict(img=image))
+    expected = pillow_views(image, box, sizes, flip=bool(flip))
+    for view, slow, size in zip(results['img'], expected, sizes, strict=True):
+        assert view.shape == (*size, 3) and view.dtype == np.uint8
+        assert np.abs(view.astype(int) - slow).max() <= levels
+    assert results['img_shape'] == sizes[0]
+
+
+@pytest.mark.parametrize('prob', [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize('backend', ['torch', 'pillow'])
+def test_flip_prob_is_random_flip_before_it(prob, backend):
+    """The same draws, and the same pixels whether the image or its views are mirrored."""
+    settings = dict(size=32, second_size=(16, 24), backend=backend)
+    before, inside = RandomFlip(prob), TwoViewRandomResizedCrop(**settings, flip_prob=prob)
+    after, flips = TwoViewRandomResizedCrop(**settings), 0
+    for seed in range(30):
+        seeded(seed)
+        flipped = before(dict(img=photo()))
+        flips += flipped['flip']
+        expected, state = after(flipped)['img'], np.random.random()
+        seeded(seed)
+        views = inside(dict(img=photo()))['img']
+        assert all(map(np.array_equal, views, expected))
+        assert prob == 0 or np.random.random() == state
+        seeded(seed)
+        copied = dict(img=np.ascontiguousarray(before(dict(img=photo()))['img']))
+        assert all(map(np.array_equal, after(copied)['img'], expected))
+    assert abs(flips - 30 * prob) < 9  # 3.3 standard deviations
+
+
+def seeded(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+def test_no_flip_draws_nothing():
+    seeded(0)
+    TwoViewRandomResizedCrop(size=32, second_size=16)(dict(img=photo()))
+    state = np.random.random()
+    seeded(0)
+    assert state == np.random.random()
 
 
 def test_crops_cover_scale_ratio_and_borders():
@@ -55,14 +109,30 @@ def test_grey_borders_and_tiny_images_do_not_fail():
     for shape in [(1, 1), (2, 300), (300, 2)]:
         student, view = transform(dict(img=photo(*shape)))['img']
         assert student.shape == (32, 32, 3) and view.shape == (16, 16, 3)
+    for shape in [(1, 1), (40, 50)]:
+        student, view = transform(dict(img=photo(*shape)[..., 0]))['img']
+        assert student.shape == (32, 32) and view.shape == (16, 16)
 
 
 @pytest.mark.parametrize(
-    'kwargs', [dict(interpolation='area'), dict(scale=(0.5, 0.1)), dict(ratio=(0, 1))]
+    'kwargs',
+    [
+        dict(interpolation='area'),
+        dict(scale=(0.5, 0.1)),
+        dict(ratio=(0, 1)),
+        dict(backend='cv2'),
+        dict(flip_prob=1.5),
+    ],
 )
 def test_views_refuse_wrong_settings(kwargs):
-    with pytest.raises(ValueError, match='expected one of|ranges'):
+    with pytest.raises(ValueError, match='expected one of|ranges|must lie in'):
         TwoViewRandomResizedCrop(**kwargs)
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.uint16])
+def test_views_refuse_other_than_8_bits(kind):
+    with pytest.raises(ValueError, match=f'8-bit image, got {kind.__name__}'):
+        TwoViewRandomResizedCrop(32, 16)(dict(img=photo().astype(kind)))
 
 
 def statistics(masks):

@@ -114,7 +114,8 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
     pipeline = []
     for step in innermost_dataset(cfg.train_dataloader.dataset)['pipeline']:
         if step['type'] == 'TwoViewRandomResizedCrop':
-            step = dict(step, scale=(1, 1), ratio=(1, 1))  # the largest square in the middle
+            # The largest square in the middle.
+            step = dict(step, scale=(1, 1), ratio=(1, 1), flip_prob=0)
         if step['type'] != 'RandomFlip':
             pipeline.append(step)
     try:
