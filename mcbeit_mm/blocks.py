@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.models.beit import Attention, Block
 from torch import Tensor, nn
 
+from .attention import BandedBias, attend
+
 ARCHS = {
     'small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
     'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
@@ -22,15 +24,16 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 class BiasedAttention(Attention):
     """timm's BEiT attention with the position bias handed in, built once for any grid."""
 
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N) or None."""
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | BandedBias | None = None) -> Tensor:
+        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N), in bands or None."""
         batch, num_tokens, _ = x.shape
         qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
         q, k, v = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if shared_rel_pos_bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
-            shared_rel_pos_bias = shared_rel_pos_bias.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=shared_rel_pos_bias)
+        if isinstance(shared_rel_pos_bias, BandedBias):
+            x = shared_rel_pos_bias.attend(q, k, v)
+        else:
+            x = attend(q, k, v, shared_rel_pos_bias)
         return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
 
 

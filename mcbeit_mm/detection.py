@@ -16,10 +16,14 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import BandedBias
 from .blocks import arch_sizes, check_choice, init_layers, make_block
 from .detection_positions import OffsetTable, fit_pos_embed, fit_positions
 from .fitting import PretrainedMixin, adapt_on_load
 from .rel_pos import Grid
+
+# Patches from which on attention goes in bands.
+BANDED_FROM = 2048
 
 
 @MODELS.register_module()
@@ -105,7 +109,9 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
         x = x + fit_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
 
         @lru_cache(maxsize=5)  # what shared tables need: one global bias, four window shapes
-        def bias(table: OffsetTable, shape: Grid) -> Tensor:
+        def bias(table: OffsetTable, shape: Grid) -> Tensor | BandedBias:
+            if math.prod(shape) >= BANDED_FROM:
+                return BandedBias(table.offsets(shape), shape)
             return table.bias(shape, dtype)
 
         maps = []
@@ -133,10 +139,10 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
 
 
 def apply_in_windows(
-    block: Callable[[Tensor, Tensor], Tensor],
+    block: Callable[[Tensor, Tensor | BandedBias], Tensor],
     x: Tensor,
     window: Grid,
-    bias: Callable[[Grid], Tensor],
+    bias: Callable[[Grid], Tensor | BandedBias],
 ) -> Tensor:
     """Run a block on each window of a patch map (B, h, w, D), with the bias of the window's shape.
 

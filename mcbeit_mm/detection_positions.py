@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import offset_bias
 from .rel_pos import NUM_CLS_ROWS, Grid, resize_detection_table
 from .weight_names import BLOCK_TABLE, INDEX, SHARED_TABLE, drop_copied_tables
 
@@ -32,13 +33,12 @@ class OffsetTable(nn.Module):
 
     def bias(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """Attention bias of a patch grid (h, w), the table's own or another: (1, heads, hw, hw)."""
-        h, w = grid
+        return offset_bias(self.offsets(grid), grid, 0, grid[0]).to(dtype)
+
+    def offsets(self, grid: Grid) -> Tensor:
+        """The table of a patch grid (h, w), the own or another: (heads, 2h - 1, 2w - 1)."""
         offsets = fit_offsets(self.relative_position_bias_table, self.grid, grid)
-        offsets = offsets.T.reshape(-1, *offset_sides(grid))
-        # The keys of query (y, x) have the offsets (y - y', x - x'): with the table turned by
-        # 180 degrees they are its h x w cut that starts at (h - 1 - y, w - 1 - x).
-        cuts = offsets.flip(1, 2).unfold(1, h, 1).unfold(2, w, 1)
-        return cuts.flip(1, 2).reshape(1, -1, h * w, h * w).to(dtype)
+        return offsets.T.reshape(-1, *offset_sides(grid))
 
 
 def offset_sides(grid: Grid) -> Grid:
