@@ -50,6 +50,7 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         out_indices: blocks to return, negative counts from the end.
         out_type: 'raw' (B, 1+L, D), 'featmap' (B, D, h, w), 'cls_token' or 'avg_featmap' (B, D).
         with_cp: recompute blocks in the backward pass to save memory.
+        compile_blocks: fuse each block by torch.compile.
     """
 
     fresh_parameters = ('fc_norm.', 'norm.', 'mask_token', 'pos_embed')
@@ -68,6 +69,7 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         out_type: str = 'raw',
         final_norm: bool = True,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg=init_cfg)
@@ -104,6 +106,12 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         self.norm = LayerNorm(dims) if final_norm and not pooled else nn.Identity()
         self.fc_norm = LayerNorm(dims) if pooled else None
         self._initialize()
+        if compile_blocks:
+            # The drop path rate makes each block's code its own; four for train, eval, with_cp, ...
+            limit = max(torch._dynamo.config.recompile_limit, 4 * self.num_layers)
+            torch._dynamo.config.recompile_limit = limit
+            for block in self.blocks:
+                block.compile()
         self.register_load_state_dict_pre_hook(adapt_on_load)
 
     def _initialize(self) -> None:

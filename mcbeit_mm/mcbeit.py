@@ -10,9 +10,10 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from .blocks import check_choice
 from .config_checks.grids import check_tokens, check_vocab
 from .timer import DeviceTimer
-from .tokenizers.base import Tokenizer
+from .tokenizers.base import PRECISIONS, Tokenizer
 
 
 @MODELS.register_module()
@@ -26,6 +27,8 @@ class MCBEiT(BaseSelfSupervisor):
     `vocab_size=None` the head takes the tokenizer's.
 
     Args:
+        tokenizer_precision: 'fp32', 'bf16' or 'fp16', see docs/benchmark.md for what it changes.
+        compile_tokenizer: fuse the tokenizer by torch.compile.
         overlap_tokenizer: on CUDA, let the tokenizer run beside the backbone on a second stream.
     """
 
@@ -35,6 +38,8 @@ class MCBEiT(BaseSelfSupervisor):
         head: dict,
         target_generator: dict | Tokenizer,
         data_preprocessor: dict | None = None,
+        tokenizer_precision: str = 'fp32',
+        compile_tokenizer: bool = False,
         overlap_tokenizer: bool = False,
         init_cfg: dict | None = None,
     ):
@@ -44,6 +49,9 @@ class MCBEiT(BaseSelfSupervisor):
         vocab_size = target_generator.vocab_size
         if isinstance(head, dict) and head.get('vocab_size', vocab_size) is None:
             head = dict(head, vocab_size=vocab_size)
+        check_choice('tokenizer_precision', tokenizer_precision, PRECISIONS)
+        target_generator.precision = tokenizer_precision
+        target_generator.compiled = compile_tokenizer
         super().__init__(
             backbone=backbone,
             head=head,

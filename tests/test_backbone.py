@@ -205,3 +205,49 @@ def test_cuda_autocast_is_close_to_fp32(dtype):
     exact = model(x, mask)[0]
     with torch.autocast('cuda', dtype=dtype):
         assert relative_error(model(x, mask)[0].float(), exact) < 3e-2
+
+
+@pytest.mark.parametrize('bias_shape', [(1, 4, 7, 7), None])
+def test_attention_with_gradients_equals_the_fused_one(bias_shape):
+    block = tiny().blocks[0].double()
+    x = torch.randn(2, 7, 32, dtype=torch.double, requires_grad=True)
+    bias = None
+    if bias_shape:
+        bias = torch.randn(bias_shape, dtype=torch.double, requires_grad=True)
+    inputs = (x, bias) if bias_shape else (x,)
+    out = block.attn(x, bias)
+    grads = torch.autograd.grad(out.square().sum(), inputs)
+    qkv = nn.functional.linear(x, block.attn.qkv.weight)  # biases are zero at the start
+    q, k, v = qkv.reshape(2, 7, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    expected = block.attn.proj(y.transpose(1, 2).reshape(2, 7, 32))
+    expected_grads = torch.autograd.grad(expected.square().sum(), inputs)
+    assert relative_error(out, expected) < 1e-12
+    for got, wanted in zip(grads, expected_grads, strict=True):
+        assert relative_error(got, wanted) < 1e-12
+
+
+def test_compiled_blocks_equal_plain_ones(monkeypatch):
+    compile_block = nn.Module.compile
+    # Traced and guarded as with the default backend, without its minute of C++.
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: compile_block(self, backend='eager'))
+    torch._dynamo.reset()
+    settings = dict(img_size=32, drop_path_rate=0.2)
+    arch = dict(TINY, num_layers=10)  # more than torch's limit of 8 versions
+    models = [MCBEiTViT(arch, compile_blocks=compiled, **settings) for compiled in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    images, mask = torch.randn(3, 3, 32, 32), torch.rand(3, 4) < 0.5
+    outs = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for model in models:
+            torch.manual_seed(1)
+            out = model(images, mask)[-1]
+            out.square().sum().backward()
+            outs.append((out, model.eval()(images)[-1]))
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] >= 10
+    for got, expected in zip(*outs, strict=True):
+        assert relative_error(got, expected) < 1e-5
+    for (name, got), expected in zip(
+        models[1].named_parameters(), models[0].parameters(), strict=True
+    ):
+        assert relative_error(got.grad, expected.grad) < 1e-4, name

@@ -147,6 +147,17 @@ def test_bf16_autocast_leaves_the_tokenizer_in_fp32():
     assert loss.dtype == torch.float32
 
 
+def test_half_precision_tokenizer_is_a_setting():
+    inputs, samples = batch()
+    model = tiny(tokenizer_precision='fp16')
+    found = model.loss(inputs, samples)['loss']
+    model.tokenizer.precision = 'fp32'
+    exact = model.loss(inputs, samples)['loss']
+    assert 0 < abs(found - exact) < 1e-3 * exact
+    with pytest.raises(ValueError, match="tokenizer_precision is 'half'"):
+        tiny(tokenizer_precision='half')
+
+
 @pytest.mark.gpu
 def test_cuda_step_and_tokenizer_timer():
     model = tiny().cuda()

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..pins import sha256_of
+
+PRECISIONS = ('fp32', 'bf16', 'fp16')
 
 
 class Tokenizer(nn.Module):
@@ -20,12 +22,18 @@ class Tokenizer(nn.Module):
     method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride': s}`` that reads no
     weights lets a config be checked before it is built.
     Parameters never require gradients, the mode is always eval, and computation is in fp32
-    also under autocast.
+    also under autocast, unless `precision` says otherwise.
+
+    Attributes:
+        precision: of the products in `encode`, one of PRECISIONS; the logits are fp32 anyway.
+        compiled: fuse `encode` by torch.compile.
     """
 
     vocab_size: int
     stride: int
     weights_file: str | os.PathLike | None = None
+    precision: str = 'fp32'
+    compiled: bool = False
 
     def encode(self, x: Tensor) -> Tensor:
         """Return token_logits (B, V, H/stride, W/stride) of normalised images (B, 3, H, W)."""
@@ -67,9 +75,15 @@ class Tokenizer(nn.Module):
             ValueError: another shape, or integer images.
         """
         self._check_images(images)
-        with torch.autocast(images.device.type, enabled=False):
-            x = self.normalize(images.float())
-            return self.encode(x.contiguous(memory_format=torch.channels_last))
+        half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
+        with torch.autocast(images.device.type, half, enabled=half is not None):
+            x = self.normalize(images.float()).contiguous(memory_format=torch.channels_last)
+            encode = self._compiled_encode if self.compiled else self.encode
+            return encode(x).float()
+
+    @cached_property
+    def _compiled_encode(self) -> Callable[[Tensor], Tensor]:
+        return torch.compile(self.encode)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, relative_error
 from golden_tokenizers import TINY, write_golden
 
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer, Tokenizer
@@ -30,6 +30,30 @@ def test_fp32_under_autocast():
         found = tokenizer(images)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(('precision', 'bound'), [('bf16', 2**-6), ('fp16', 2**-9)])
+def test_half_precision_on_request(precision, bound):
+    tokenizer = GumbelVQGANTokenizer(**TINY)
+    images = torch.rand(2, 3, 16, 16)
+    exact = tokenizer(images)
+    tokenizer.precision = precision
+    found = tokenizer(images)
+    assert found.dtype == torch.float32
+    assert 0 < relative_error(found, exact) < bound  # a few roundings to 8 or 11 bits
+    with torch.autocast('cpu', torch.bfloat16):  # its own, whatever is around it
+        assert torch.equal(tokenizer(images), found)
+    tokenizer.precision = 'fp32'
+    assert torch.equal(tokenizer(images), exact)
+
+
+@pytest.mark.slow
+def test_compiled_encoder():
+    tokenizer = GumbelVQGANTokenizer(**TINY)
+    images = torch.rand(2, 3, 16, 16)
+    exact = tokenizer(images)
+    tokenizer.compiled = True
+    assert relative_error(tokenizer(images), exact) < 1e-5
 
 
 @pytest.mark.parametrize(
