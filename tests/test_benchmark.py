@@ -1,0 +1,107 @@
+"""The benchmark: its sides do the same work, its figures are what they are called."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, relative_error
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """module('loss') imports tools/benchmarks/loss.py."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    return lambda name: importlib.import_module(f'benchmarks.{name}')
+
+
+@pytest.mark.parametrize(
+    ('topic', 'bound'), [('loss', 1e-6), ('tokenizer', 4e-2), ('step', 1e-5), ('downstream', 1e-5)]
+)
+def test_sides_compute_the_same(module, topic, bound):
+    for case in module(topic).cases('cpu', quick=True):
+        found = {side: case.build(side, 'cpu', **case.settings)() for side in case.sides}
+        for side in case.sides[1:]:
+            exact = 1e-4 if 'bf16' not in side and topic == 'tokenizer' else bound
+            assert relative_error(found[side], found['plain']) < exact, (case.name, side)
+
+
+def test_full_sizes_are_those_of_the_titles(module):
+    for device in ('cpu', 'cuda'):
+        for case in module('loss').cases(device, quick=False):
+            settings = case.settings
+            assert f'B={settings["batch"]} N={settings["grid"] ** 2} V=8192' in case.name
+            assert settings['dims'] == 768
+    assert module('plain_step').sizes_of_tokenizer(False)['n_embed'] == 8192
+
+
+def test_ratios_are_taken_within_a_round(module, monkeypatch):
+    measure = module('measure')
+    order, speeds = [], {'plain': 2.0, 'fast': 1.0, 'ours': 0.5}
+
+    def timed(run, device):
+        side = run()
+        order.append(side)
+        return speeds[side] * (1 + len(order) // 3)  # the machine slows from round to round
+
+    monkeypatch.setattr(measure, 'timed', timed)
+    case = measure.Case('c', lambda side, device: lambda: side, {}, tuple(speeds), 8, flops=False)
+    result = measure.measure(case, 'cpu', 3, None)
+    assert order[3:6] == ['plain', 'fast', 'ours']
+    assert order[6:9] == ['fast', 'ours', 'plain']
+    assert order[9:12] == ['ours', 'plain', 'fast']
+    low, median, high = result['sides']['ours']['ratio']
+    assert low <= median <= high and median == pytest.approx(0.25, rel=0.35)
+    seconds = result['sides']['ours']['seconds'][1]
+    assert result['sides']['ours']['per_second'] == pytest.approx(8 / seconds)
+
+
+def test_flops_and_memory_are_counted(module):
+    measure = module('measure')
+    left, right = torch.randn(3, 5), torch.randn(5, 7)
+    assert measure.count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+    size = 2**26
+    peak = measure.peak_memory(lambda: np.ones(size, np.uint8), 'cpu')
+    if peak is None:
+        pytest.skip('the system does not tell')
+    assert 0.95 * size < peak < 1.3 * size
+    assert measure.matmul_rate('cpu', torch.float32) > 1e8
+
+
+def test_table_says_which_goals_are_met(module):
+    tables = module('tables')
+    sides = dict(
+        plain=dict(seconds=[1.0, 2.0, 3.0], ratio=[1, 1, 1], per_second=4.0, peak=2**30),
+        ours=dict(seconds=[0.9, 1.0, 1.1], ratio=[0.4, 0.5, 0.6], per_second=8.0, peak=2**29),
+    )
+    result = dict(name='work', goal=0.5, memory_goal=0.1, sides=sides)
+    row = tables.rows_of([result])[1]
+    assert row[1:5] == ('ours', '1000', '8', '0.50 (0.40-0.60) [goal 0.5: met]')
+    assert row[5:7] == ('512', '0.50 [goal 0.1: missed]')
+    fact = dict(name='size', value=3, unit='KiB', how='counted')
+    markdown = tables.as_markdown([result], [fact], dict(torch='2.6'))
+    assert '| work | plain | 2000 |' in markdown and '- size: 3 KiB (counted)' in markdown
+    assert 'torch 2.6' in markdown
+    assert 'size: 3 KiB' in tables.as_text([], [fact])
+
+
+def test_script_measures_time_and_memory(tmp_path):
+    files = [tmp_path / name for name in ('a.json', 'a.md')]
+    command = [sys.executable, 'tools/benchmark.py', 'loss', '--quick', '--repeats', '2']
+    command += ['--device', 'cpu', '--json', files[0], '--markdown', files[1]]
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(files[0].read_text())
+    (case,) = content['results']
+    for found in case['sides'].values():
+        assert found['seconds'][1] > 0 and found['gflop'] > 0 and found['share'] > 0
+        if sys.platform == 'linux':
+            assert found['peak'] > 0
+    assert case['sides']['ours']['gflop'] < case['sides']['plain']['gflop']  # masked rows only
+    assert content['environment']['torch'] == torch.__version__
+    assert '| ours |' in files[1].read_text() and 'ours' in result.stdout

@@ -1,0 +1,1 @@
+"""What `tools/benchmark.py` compares: a module per topic, and how to measure and to print."""

@@ -1,0 +1,77 @@
+"""The loss: plain equations for all tokens against the fused one on masked rows."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import Case
+from mcbeit_mm.losses import multi_choice_loss
+from mcbeit_mm.targets import multi_choice_targets
+
+TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
+def cases(device: str, quick: bool) -> list[Case]:
+    """Time at a batch that a machine likes, memory at one where it counts."""
+    grid, vocab_size, dims = (4, 64, 32) if quick else (14, 8192, 768)
+    batches = [('fp32', 128), ('bf16', 128)] if device == 'cuda' else [('fp32', 8), ('bf16', 8)]
+    if quick:
+        batches = [('fp32', 2)]
+    elif device == 'cpu':
+        batches.append(('fp32', 64))
+    sizes = dict(grid=grid, vocab_size=vocab_size, dims=dims)
+    return [
+        Case(
+            f'loss, B={batch} N={grid**2} V={vocab_size}, {kind}',
+            build,
+            dict(batch=batch, kind=kind, **sizes),
+            items=batch,
+            goal=0.7 if device == 'cuda' else 0.95,
+            memory_goal=0.1 if batch > 8 else None,
+            dtype=TYPES[kind],
+            rounds=1 if (device, batch) == ('cpu', 64) else None,
+        )
+        for kind, batch in batches
+    ]
+
+
+def build(
+    side: str, device: str, batch: int, kind: str, grid: int, vocab_size: int, dims: int
+) -> Callable[[], Tensor]:
+    """Forward and backward to the features and the layer; half precision by autocast."""
+    torch.manual_seed(0)
+    patches, masked = grid**2, int(0.75 * grid**2)
+    feats = torch.randn(batch, patches, dims, device=device, requires_grad=True)
+    weight = (torch.randn(vocab_size, dims, device=device) * 0.02).requires_grad_()
+    bias = torch.zeros(vocab_size, device=device, requires_grad=True)
+    token_logits = 4 * torch.randn(batch, vocab_size, grid, grid, device=device)
+    # Tokenizers give what their memory format is; on the CPU the loss finds the masked patches.
+    token_logits = token_logits.to(
+        memory_format=torch.contiguous_format if side == 'plain' else torch.channels_last
+    )
+    mask = torch.rand(batch, patches).argsort(1) < masked
+    if side == 'plain':
+        mask = mask.to(device)
+    loss_of = plain_loss if side == 'plain' else multi_choice_loss
+
+    def run() -> Tensor:
+        for x in (feats, weight, bias):
+            x.grad = None
+        with torch.autocast(device, TYPES[kind], enabled=kind != 'fp32'):
+            loss = loss_of(feats, weight, bias, token_logits, mask)
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def plain_loss(
+    feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor
+) -> Tensor:
+    """The equations in the order of the paper: all tokens, then the masked ones."""
+    logits = F.linear(feats, weight, bias)
+    targets = multi_choice_targets(token_logits, feats)
+    losses = -(targets * logits.float().log_softmax(-1)).sum(-1)
+    return losses[mask].mean()
