@@ -68,10 +68,10 @@ class Precision(NamedTuple):
     exact: torch.dtype
 
     @classmethod
-    def of(cls, rows: Tensor, weight: Tensor) -> 'Precision':
+    def of(cls, feats: Tensor, weight: Tensor) -> 'Precision':
         """Follow autocast, else the inputs; on CUDA half precision takes fp16 to mix: 11 bits."""
-        kind = rows.device.type
-        compute = torch.promote_types(rows.dtype, weight.dtype)
+        kind = feats.device.type
+        compute = torch.promote_types(feats.dtype, weight.dtype)
         if torch.is_autocast_enabled(kind):
             compute = torch.get_autocast_dtype(kind)
         exact = torch.promote_types(compute, torch.float32)
@@ -80,11 +80,13 @@ class Precision(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to compute: `probs_of` gives the probabilities (b, L, V) of some images; `compiled` fuses
-    by torch.compile what is not a matrix product.
+    """How to compute: `probs_of` gives the probabilities (b, L, V) of some images, `affinity_of` W
+    (b, L, L) of their features, None for omega = 0; `compiled` fuses by torch.compile what is not a
+    matrix product.
     """
 
     probs_of: Callable[[slice], Tensor]
+    affinity_of: Callable[[Tensor], Tensor] | None
     places: MaskedPlaces
     omega: float
     precision: Precision
@@ -96,39 +98,36 @@ class Plan(NamedTuple):
 class Gradients(NamedTuple):
     """Of the summed loss, for the inputs of the same names."""
 
-    rows: Tensor
+    feats: Tensor
     weight: Tensor
     bias: Tensor
-    affinity: Tensor | None
 
 
 class FusedSums(torch.autograd.Function):
     """Sums over masked patches of the loss, of the targets' entropy and of hits, all scalars.
 
-    Inputs: rows (B, M, D), weight (V, D), bias (V,), affinity rows W (B, M, L) or None for
-    omega = 0, a plan. Only the loss has a gradient, which cannot be differentiated again. Call it
-    with autocast disabled: `plan.precision` decides.
+    Inputs: feats (B, L, D), weight (V, D), bias (V,), a plan. Only the loss has a gradient, which
+    cannot be differentiated again. Call it with autocast disabled: `plan.precision` decides.
     """
 
     @staticmethod
     def forward(
-        ctx, rows: Tensor, weight: Tensor, bias: Tensor, affinity: Tensor | None, plan: Plan
+        ctx, feats: Tensor, weight: Tensor, bias: Tensor, plan: Plan
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go through the images in chunks; compute the gradients, too, if the plan says so."""
-        inputs = (rows, weight, bias, affinity)
+        inputs = (feats, weight, bias)
         compute, _, exact = plan.precision
         grads = None
         if plan.with_grad:
-            zeros = (None if x is None else torch.zeros_like(x, dtype=exact) for x in inputs)
-            grads = Gradients(*zeros)
+            grads = Gradients(*(torch.zeros_like(x, dtype=exact) for x in inputs))
         linear = weight.to(compute), bias.to(compute)
-        sums = torch.zeros(3, dtype=exact, device=rows.device)
-        num_images = len(rows) if rows.shape[1] else 0
+        sums = torch.zeros(3, dtype=exact, device=feats.device)
+        num_images = len(feats) if plan.places.order.shape[1] else 0
         for start in range(0, num_images, plan.images_per_chunk):
             images = slice(start, start + plan.images_per_chunk)
-            sums += _chunk(images, rows, *linear, affinity, plan, grads)
+            sums += _chunk(images, feats[images], *linear, plan, grads)
         ctx.save_for_backward(*(grads or ()))
-        ctx.dtypes = [x if x is None else x.dtype for x in inputs]
+        ctx.dtypes = [x.dtype for x in inputs]
         loss, entropy, hits = sums.unbind()
         ctx.mark_non_differentiable(entropy, hits)
         return loss, entropy, hits
@@ -138,34 +137,36 @@ class FusedSums(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients that the forward pass left."""
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *(None if x is None else (x * grad).to(dtype) for x, dtype in saved), None
+        return *((x * grad).to(dtype) for x, dtype in saved), None
 
 
 def _chunk(
-    images: slice,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    affinity: Tensor | None,
-    plan: Plan,
-    grads: Gradients | None,
+    images: slice, feats: Tensor, weight: Tensor, bias: Tensor, plan: Plan, grads: Gradients | None
 ) -> Tensor:
     """Sums (3,) over some images; their share of `grads` is written or added."""
     _, mix, exact = plan.precision
-    places = plan.places.part(images)
-    rows, probs = rows[images].to(weight.dtype), plan.probs_of(images).to(exact)
+    places, probs = plan.places.part(images), plan.probs_of(images).to(exact)
+    feats, mixed = feats.detach().to(exact).requires_grad_(grads is not None), None
+    with torch.set_grad_enabled(grads is not None):
+        parts = [places.rows(feats)]
+        if plan.affinity_of is not None:
+            parts.append(places.rows(plan.affinity_of(feats)))
+    rows, *weights = (part.detach() for part in parts)
+    rows = rows.to(weight.dtype)
     logits = F.linear(rows, weight, bias).to(exact)
-    mixed = None
-    if affinity is not None:
-        mixed = _product(affinity[images].to(exact), probs, mix)
+    if weights:
+        mixed = _product(weights[0], probs, mix)
     pointwise = _compiled_pointwise() if plan.compiled else _pointwise
     sums, inner, residual = pointwise(logits, places.rows(probs), mixed, plan.omega)
     if grads is not None:
-        if affinity is not None:
+        by_rows = _linear_gradients(grads, places.only_masked(residual), rows, weight)
+        upstream = [by_rows.to(exact)]
+        if parts[-1] is not parts[0] and parts[-1].requires_grad:
             # <t, l> cancels in the affinity's softmax; without it the product rounds less.
             likeness = _product(logits - inner, probs.transpose(1, 2), mix)
-            grads.affinity[images] = places.only_masked(likeness.mul_(-plan.omega))
-        grads.rows[images] = _linear_gradients(grads, places.only_masked(residual), rows, weight)
+            upstream.append(places.only_masked(likeness.mul_(-plan.omega)))
+        outputs = parts[: len(upstream)]
+        (grads.feats[images],) = torch.autograd.grad(outputs, feats, upstream)
     if places.valid is not None:
         sums = sums * places.valid
     return sums.flatten(1).sum(1)

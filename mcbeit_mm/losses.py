@@ -68,27 +68,24 @@ def multi_choice_terms(
     mask = mask.flatten(1)
     _check_shapes(feats, weight, bias, token_logits, mask)
     places = MaskedPlaces.of(mask, feats.device)
-    rows = places.rows(feats)
-    precision = Precision.of(rows, weight)
+    per_image = feats.shape[1] * len(weight)
+    chunk = CHUNK_ELEMENTS.get(feats.device.type, CHUNK_ELEMENTS['cpu'])
+
+    def affinity_of(feats: Tensor) -> Tensor:
+        return affinity(feats.detach() if detach_affinity else feats, tau_affinity)
+
+    plan = Plan(
+        lambda images: soft_probs(token_logits[images], tau),
+        affinity_of if omega > 0 else None,
+        places,
+        omega,
+        Precision.of(feats, weight),
+        max(1, chunk // per_image),
+        with_grad=torch.is_grad_enabled(),
+        compiled=compiled,
+    )
     with torch.autocast(feats.device.type, enabled=False):
-        weights = None
-        if omega > 0:
-            similar = affinity(feats.detach() if detach_affinity else feats, tau_affinity)
-            weights = places.rows(similar)
-        plan = Plan(
-            lambda images: soft_probs(token_logits[images], tau),
-            places,
-            omega,
-            precision,
-            max(
-                1,
-                CHUNK_ELEMENTS.get(feats.device.type, CHUNK_ELEMENTS['cpu'])
-                // (feats.shape[1] * len(weight)),
-            ),
-            with_grad=torch.is_grad_enabled(),
-            compiled=compiled,
-        )
-        sums = FusedSums.apply(rows, weight, bias, weights, plan)
+        sums = FusedSums.apply(feats, weight, bias, plan)
     if count is None:
         count = mask.sum().clamp_min(1).to(feats.device)
     loss, entropy, hits = (total / count for total in sums)
