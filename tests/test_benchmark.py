@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, relative_error
 
+from mcbeit_mm import detection
+
 
 @pytest.fixture
 def module(monkeypatch):
@@ -22,7 +24,8 @@ def module(monkeypatch):
 @pytest.mark.parametrize(
     ('topic', 'bound'), [('loss', 1e-6), ('tokenizer', 4e-2), ('step', 1e-5), ('downstream', 1e-5)]
 )
-def test_sides_compute_the_same(module, topic, bound):
+def test_sides_compute_the_same(module, topic, bound, monkeypatch):
+    monkeypatch.setattr(detection, 'BANDED_FROM', 256)  # the quick size
     for case in module(topic).cases('cpu', quick=True):
         found = {side: case.build(side, 'cpu', **case.settings)() for side in case.sides}
         for side in case.sides[1:]:

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.loss import plain_loss
+from mcbeit_mm.attention import BandedBias, offset_bias
 from mcbeit_mm.blocks import BiasedAttention
 from mcbeit_mm.mcbeit import MCBEiT
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
@@ -36,13 +37,16 @@ class PlainTokenizer(GumbelVQGANTokenizer):
 class PlainAttention(BiasedAttention):
     """Attention matrices, added bias and softmax one after the other."""
 
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | BandedBias | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         batch, tokens, _ = x.shape
         qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         qkv = torch.nn.functional.linear(x, self.qkv.weight, qkv_bias)
         q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         attention = (q * self.scale) @ k.transpose(-2, -1)
+        if isinstance(shared_rel_pos_bias, BandedBias):
+            offsets, grid = shared_rel_pos_bias.offsets, shared_rel_pos_bias.grid
+            shared_rel_pos_bias = offset_bias(offsets, grid, 0, grid[0])
         if shared_rel_pos_bias is not None:
             attention = attention + shared_rel_pos_bias
         x = attention.softmax(-1) @ v
