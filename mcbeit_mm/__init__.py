@@ -25,6 +25,7 @@ from . import (  # noqa: E402
     preprocessor,
     safe_loading,
     sharding,
+    shards,
     tokenizers,
     transforms,
 )
@@ -45,6 +46,7 @@ __all__ = [
     'preprocessor',
     'safe_loading',
     'sharding',
+    'shards',
     'tokenizers',
     'transforms',
 ]

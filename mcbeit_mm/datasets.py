@@ -10,6 +10,7 @@ from zlib import crc32
 
 import cv2
 import numpy as np
+from mmengine import fileio
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import CustomDataset
 
@@ -62,7 +63,7 @@ class PhotoFolder(CustomDataset):
 
     def load_data_list(self) -> list[dict[str, str]]:
         """Return `img_path` of each image of the split, sorted."""
-        if not os.path.isdir(self.img_prefix):
+        if not fileio.isdir(self.img_prefix):
             raise FileNotFoundError(
                 f'no data folder {self.img_prefix} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
                 'data_root'

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 
 import torch
+from mmengine import fileio
 from mmengine.config import Config, ConfigDict
 from mmpretrain.datasets import CustomDataset
 
@@ -82,11 +83,11 @@ def _check_annotations(evaluator: ConfigDict | list | None) -> None:
 
 def _check_dataset(name: str, dataset: ConfigDict) -> None:
     dataset = innermost_dataset(dataset)
-    root = Path(dataset.get('data_root') or '')
+    root = dataset.get('data_root') or '.'
     prefix = dataset.get('data_prefix') or {}
     prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())
-    for folder in [root, *(root / p for p in prefixes if isinstance(p, str))]:
-        if not folder.is_dir():
+    for folder in [root, *(fileio.join_path(root, p) for p in prefixes if isinstance(p, str))]:
+        if not fileio.isdir(folder):
             raise FileNotFoundError(
                 f'{name}: no data folder {folder} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
                 f'--cfg-options {name}.dataset.data_root=FOLDER'
@@ -94,10 +95,13 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(classes, str) and not Path(classes).is_file():
         raise FileNotFoundError(f'{name}: no class list {classes}: a file of one name per line')
-    if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
-        raise FileNotFoundError(f'{name}: no annotation file {root / dataset.ann_file}')
+    if dataset.get('ann_file'):
+        annotations = fileio.join_path(root, dataset.ann_file)
+        if not fileio.isfile(annotations):
+            raise FileNotFoundError(f'{name}: no annotation file {annotations}')
     if dataset.get('type') in ('CustomDataset', 'PhotoFolder') and not dataset.get('ann_file'):
         extensions = inspect.signature(CustomDataset).parameters['extensions'].default
         extensions = tuple(dataset.get('extensions', extensions))
-        if not any(file.suffix.lower() in extensions for file in folder.rglob('*')):
+        files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
+        if not any(file.lower().endswith(extensions) for file in files):
             raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) below {folder}')

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mmengine import fileio
 from mmengine.config import Config, ConfigDict
 
 from ..data_checks.imagenet import read_list
@@ -63,7 +64,6 @@ def _has_labels(dataset: ConfigDict) -> bool:
 
 def _class_folders(dataset: ConfigDict) -> list[str]:
     prefix = dataset.get('data_prefix') or ''
-    folder = Path(dataset.get('data_root') or '') / (
-        prefix if isinstance(prefix, str) else prefix['img_path']
-    )
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    root = dataset.get('data_root') or '.'
+    folder = fileio.join_path(root, prefix if isinstance(prefix, str) else prefix['img_path'])
+    return sorted(fileio.list_dir_or_file(folder, list_file=False))
