@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .rel_pos import Grid
 
+# Devices where torch has no fused attention that gives the bias a gradient.
+STEP_BY_STEP = ('cpu',)
 # Queries per band; 512 x 4096 scores of 12 heads are 100 MB in fp32.
 BAND_QUERIES = 512
 
@@ -23,8 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """
     if bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
         bias = bias.to(q.dtype)
-        if q.device.type == 'cpu' and torch.is_grad_enabled():
-            # On CPUs torch has no fused one that gives the bias a gradient.
+        if q.device.type in STEP_BY_STEP and torch.is_grad_enabled():
             scores = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).add_(bias)
             return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from . import attention
 from .synthetic import training_batch
 
 GIB = 2**30
@@ -106,17 +107,23 @@ class _LeanAttention(torch.autograd.Function):
 @contextmanager
 def _lean_attention() -> Iterator[None]:
     functional = torch.nn.functional
-    original = functional.scaled_dot_product_attention
+    original, devices = functional.scaled_dot_product_attention, attention.STEP_BY_STEP
+    checkpoint = attention.checkpoint
 
-    def attention(query, key, value, attn_mask=None, **kwargs):
+    def lean(query, key, value, attn_mask=None, **kwargs):
         dtype = query.dtype
         if torch.is_autocast_enabled('cpu'):
             dtype = torch.get_autocast_dtype('cpu')
         query, key, value = (t.to(dtype) for t in (query, key, value))
         return _LeanAttention.apply(query, key, value, attn_mask)
 
-    functional.scaled_dot_product_attention = attention
+    def lean_band(band, query, key, value, *args, **kwargs):  # hooks do not see what it keeps
+        return _LeanAttention.apply(query, key, value, None)
+
+    functional.scaled_dot_product_attention, attention.STEP_BY_STEP = lean, ()
+    attention.checkpoint = lean_band
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = original
+        functional.scaled_dot_product_attention, attention.STEP_BY_STEP = original, devices
+        attention.checkpoint = checkpoint

@@ -79,7 +79,12 @@ def test_missing_images(pack, missing):
 @pytest.mark.parametrize('recursive', [False, True])
 @pytest.mark.parametrize('below', ['', 'a', 'a/b c'])
 def test_lists_as_the_folder(folder, pack, recursive, below):
-    for kind in (dict(list_dir=False), dict(list_file=False), {}, dict(list_dir=False, suffix='2.jpg')):
+    for kind in (
+        dict(list_dir=False),
+        dict(list_file=False),
+        {},
+        dict(list_dir=False, suffix='2.jpg'),
+    ):
         kind = dict(kind, recursive=recursive)
         expected = fileio.list_dir_or_file(str(folder / below), **kind)
         found = fileio.list_dir_or_file(f'shard://{pack}/{below}'.rstrip('/'), **kind)
