@@ -21,7 +21,7 @@ EXPERIMENT = (
     'randomness',
 )
 LOADING = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
-PLACES = ('data_root', 'checkpoint', 'vgg_weights')  # differ from machine to machine
+PLACES = ('data_root', 'checkpoint', 'vgg_weights', 'cache')  # differ from machine to machine
 VALIDATION = ('val_begin', 'val_interval', 'dynamic_intervals')  # of train_cfg
 # Hooks that look on: with or without them the same weights come out.
 OBSERVERS = (

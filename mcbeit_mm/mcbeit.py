@@ -11,7 +11,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from .blocks import check_choice
-from .config_checks.grids import check_tokens, check_vocab
+from .config_checks.grids import check_vocab
 from .timer import DeviceTimer
 from .tokenizers.base import PRECISIONS, Tokenizer
 
@@ -21,10 +21,10 @@ class MCBEiT(BaseSelfSupervisor):
     """Masked image modelling with multi-choice discretization (mc-BEiT, arXiv 2203.15371).
 
     `inputs` is [student view (B, 3, H, W) normalised, tokenizer view (B, 3, h*s, w*s) in [0, 1]]
-    for a patch grid (h, w) and a tokenizer of stride s; each data sample holds a `mask` (h, w),
-    True = masked. The tokenizer (`target_generator`) follows the model's device but is no
-    submodule: it stays out of the state dict, the optimizer and DistributedDataParallel. With
-    `vocab_size=None` the head takes the tokenizer's.
+    for a patch grid (h, w) and a tokenizer of stride s, or cached records instead of the second
+    view; each data sample holds a `mask` (h, w), True = masked. The tokenizer (`target_generator`)
+    follows the model's device but is no submodule: it stays out of the state dict, the optimizer
+    and DistributedDataParallel. With `vocab_size=None` the head takes the tokenizer's.
 
     Args:
         tokenizer_precision: 'fp32', 'bf16' or 'fp16', see docs/benchmark.md for what it changes.
@@ -81,7 +81,7 @@ class MCBEiT(BaseSelfSupervisor):
         """Tokenize the second view, encode the masked first view, compare on the masked patches."""
         student_view, tokenizer_view = inputs
         mask = torch.stack([sample.mask for sample in data_samples]).bool()
-        check_tokens(tokenizer_view.shape[2:], self.tokenizer.stride, mask.shape[1:])
+        self.tokenizer.check_view(tokenizer_view, mask.shape[1:], self.head.multi_choice.tau)
         mask = mask.flatten(1)
         device = student_view.device
         with self._second_stream(tokenizer_view), self.tokenizer_timer.measure(device):

@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from .bad_samples import BadSamples
 from .errors import SetupError
 
-SAMPLES, STEPS, ORDER = range(3)  # streams of random numbers
+SAMPLES, STEPS, ORDER, CROPS = range(4)  # streams of random numbers
 
 Place = tuple[int, int]  # epoch, position in the global order of that epoch
 Key = tuple[int, Place]  # index of a sample and its place

@@ -31,8 +31,7 @@ def _pretraining(model: nn.Module, images: torch.Tensor) -> dict:
     from mmpretrain.structures import DataSample
 
     grid = model.backbone.patch_grid(*images.shape[-2:])
-    side = [patches * model.tokenizer.stride for patches in grid]
-    views = [images, torch.rand(len(images), 3, *side)]
+    views = [images, model.tokenizer.random_view(len(images), grid)]
     mask = torch.zeros(grid, dtype=torch.bool).flatten()
     mask[: round(0.75 * mask.numel())] = True  # the authors' ratio
     samples = [DataSample(mask=mask.view(grid)) for _ in images]

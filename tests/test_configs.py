@@ -13,8 +13,8 @@ TOKENIZERS = [path for path in CONFIGS if path.parent.name == 'tokenizer']
 PRECISION = dict(amp='AmpOptimWrapper', bf16='Bf16OptimWrapper', fp32='OptimWrapper')
 NAME = re.compile(
     r'mcbeit_vit-(?P<arch>[a-z]+)-p(?P<patch>\d+)'
-    r'_(?P<gpus>\d+)xb(?P<batch>\d+)(-accum(?P<accum>\d+))?(?P<cp>-ckpt)?(?P<zero>-zero1)?-(?P<precision>amp|bf16|fp32)'
-    r'-coslr-(?P<epochs>\d+)e_(?P<data>in1k|photos)(-(?P<pixels>\d+)px)?'
+    r'_(?P<gpus>\d+)xb(?P<batch>\d+)(-accum(?P<accum>\d+))?(?P<cp>-ckpt)?(?P<zero>-zero1)?(?P<cached>-cached)?'
+    r'-(?P<precision>amp|bf16|fp32)-coslr-(?P<epochs>\d+)e_(?P<data>in1k|photos)(-(?P<pixels>\d+)px)?'
 )
 
 
@@ -43,6 +43,7 @@ def test_pretraining_name_agrees_with_content(path):
     assert backbone.get('with_cp', False) == bool(name['cp'])
     sharded = cfg.optim_wrapper.optimizer.type == 'ShardedOptimizer'
     assert sharded == bool(name['zero'])
+    assert (cfg.model.target_generator.type == 'CachedTokenizer') == bool(name['cached'])
     assert loader.batch_size == int(name['batch'])
     accum = int(name['accum'] or 1)
     assert cfg.optim_wrapper.get('accumulative_counts', 1) == accum
@@ -61,10 +62,15 @@ def test_pretraining_name_agrees_with_content(path):
 def test_views_masks_and_dims_fit_together(path):
     cfg = Config.fromfile(path)
     steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
-    views, mask = steps['TwoViewRandomResizedCrop'], steps['RandomPatchMask']
+    mask = steps['RandomPatchMask']
     grid = cfg.model.backbone.img_size // cfg.model.backbone.patch_size
-    assert views.size == cfg.model.backbone.img_size
-    assert views.second_size == grid * 8  # stride of an f8 tokenizer
+    if 'cached' in path.stem:  # the cache knows the sizes
+        assert steps['CachedTargetsCrop'].cache == cfg.model.target_generator.checkpoint
+        assert not {'TwoViewRandomResizedCrop', 'RandomFlip'} & set(steps)
+    else:
+        views = steps['TwoViewRandomResizedCrop']
+        assert views.size == cfg.model.backbone.img_size
+        assert views.second_size == grid * 8  # stride of an f8 tokenizer
     assert mask.grid_size == grid
     assert mask.mask_ratio == 0.75
     arch = cfg.model.backbone.arch
@@ -83,13 +89,15 @@ def test_final_learning_rate_is_1e_5():
             assert final == pytest.approx(1e-5), path.stem
 
 
-def test_data_and_tokenizer_come_from_two_variables(monkeypatch):
+def test_data_and_targets_come_from_variables(monkeypatch):
     monkeypatch.setenv('MCBEIT_DATA', '/somewhere/photos')
     monkeypatch.setenv('MCBEIT_TOKENIZER', '/somewhere/tokenizer')
+    monkeypatch.setenv('MCBEIT_CACHE', '/somewhere/cache')
     for path in PRETRAIN:
         cfg = Config.fromfile(path)
         assert cfg.train_dataloader.dataset.data_root == '/somewhere/photos'
-        assert cfg.model.target_generator.checkpoint == '/somewhere/tokenizer'
+        source = 'cache' if 'cached' in path.stem else 'tokenizer'
+        assert cfg.model.target_generator.checkpoint == f'/somewhere/{source}'
 
 
 def test_readme_lists_every_config():

@@ -187,6 +187,7 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     from mcbeit_mm.checkpoint import read_checkpoint
     from mcbeit_mm.reporting import report
     from mcbeit_mm.reporting.logs import newest, read_scalars
+    from mcbeit_mm.tokenizers import CachedTokenizer
 
     scalars = read_scalars(args.work_dir)
     tokenizer_log = read_scalars(args.tokenizer_dir) if args.tokenizer_dir else []
@@ -201,8 +202,9 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     if args.features:
         sections.append(report.features_section(read_scores(args.features)))
     sections.append(report.curves_section(scalars))
-    batches = load_batches(cfg, folder, args.num_images, model)
-    sections += picture_sections(model, batches, tokenizer_log)
+    if not isinstance(model.tokenizer, CachedTokenizer):  # it knows the training crops only
+        batches = load_batches(cfg, folder, args.num_images, model)
+        sections += picture_sections(model, batches, tokenizer_log)
     known = facts(config, file, checkpoint.get('meta', {}), model, folder)
     sections.append(report.facts_section(known, scalars))
     return f'mc-BEiT pretraining: {config.stem}', sections

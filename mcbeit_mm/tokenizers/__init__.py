@@ -1,6 +1,7 @@
 """Image tokenizers: frozen models that turn an image into logits over a visual vocabulary."""
 
 from .base import Tokenizer
+from .cached import CachedTokenizer
 from .dalle import DALLETokenizer
 from .discriminator import PatchDiscriminator
 from .dvae import DiscreteVAETokenizer
@@ -13,6 +14,7 @@ from .perceptual import PerceptualLoss
 from .vqkd import VQKDTokenizer
 
 __all__ = [
+    'CachedTokenizer',
     'DALLETokenizer',
     'DiscreteVAETokenizer',
     'EMAVQGAN',

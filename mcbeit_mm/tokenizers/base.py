@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config_checks.grids import check_tokens
 from ..pins import sha256_of
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
@@ -116,6 +117,16 @@ class Tokenizer(nn.Module):
             'checkpoint': None if file is None else os.fspath(file),
             'sha256': sha256_of_tensors(self.state_dict()) if file is None else sha256_of(file),
         }
+
+    def check_view(self, view: Tensor, patches: Sequence[int], tau: float) -> None:
+        """Raise ValueError unless a view (B, 3, H, W) has one token for each patch (h, w); `tau`,
+        the temperature of the targets, may be any.
+        """
+        check_tokens(view.shape[2:], self.stride, patches)
+
+    def random_view(self, batch: int, patches: Sequence[int]) -> Tensor:
+        """Random images (B, 3, h * stride, w * stride) in [0, 1], for dry runs."""
+        return torch.rand(batch, 3, *(side * self.stride for side in patches))
 
     def _check_images(self, images: Tensor) -> None:
         ok = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()

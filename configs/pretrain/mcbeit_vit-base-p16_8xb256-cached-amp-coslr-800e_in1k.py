@@ -1,0 +1,17 @@
+"""mc-BEiT ViT-B/16 on 8 GPUs without a tokenizer: its word on fixed crops comes from disk.
+
+MCBEIT_CACHE=FOLDER, made by tools/cache_targets.py from the config below. Other crops come up only
+as often as there are in the cache: docs/data.md.
+"""
+
+_base_ = './mcbeit_vit-base-p16_8xb256-amp-coslr-800e_in1k.py'
+
+cache = '{{$MCBEIT_CACHE:data/target_cache}}'
+model = dict(target_generator=dict(type='CachedTokenizer', checkpoint=cache))
+train_pipeline = [
+    dict(type='LoadCheckedImage'),
+    dict(type='CachedTargetsCrop', cache=cache),
+    dict(type='RandomPatchMask', grid_size=14, mask_ratio=0.75),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
