@@ -21,10 +21,10 @@ BAND_QUERIES = 512
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attention (B, heads, Q, d) of q (B, heads, Q, d), k, v (B, heads, N, d) with an additive bias
-    (1, heads, Q, N), cast to the type of q.
+    (1, heads, Q, N), cast to the type of q; columns beyond N are left out.
     """
     if bias is not None:  # cuDNN reads an fp32 bias beside fp16 queries wrongly
-        bias = bias.to(q.dtype)
+        bias = bias.to(q.dtype)[..., : k.shape[-2]]  # a cast of the cut would lose its alignment
         if q.device.type in STEP_BY_STEP and torch.is_grad_enabled():
             scores = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).add_(bias)
             return scores.softmax(-1).to(v.dtype) @ v

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
 from .fitting import PretrainedMixin, adapt_on_load
 from .position_fitting import fit_vit, stretch_pos_embed
-from .rel_pos import Grid, num_table_rows, table_to_bias
+from .rel_pos import Grid, KeptBiases, num_table_rows, table_to_bias
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 REL_POS = ('shared', 'per_block', 'none')
@@ -105,6 +105,7 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         pooled = out_type == 'avg_featmap'
         self.norm = LayerNorm(dims) if final_norm and not pooled else nn.Identity()
         self.fc_norm = LayerNorm(dims) if pooled else None
+        self._kept_biases = KeptBiases()
         self._initialize()
         if compile_blocks:
             # The drop path rate makes each block's code its own; four for train, eval, with_cp, ...
@@ -140,14 +141,24 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         return height // self.patch_size, width // self.patch_size
 
     def position_bias(self, grid: Grid) -> list[Tensor | None]:
-        """Attention bias of each block for a patch grid, each (1, heads, 1+L, 1+L)."""
+        """Attention bias of each block for a patch grid, as `table_to_bias` gives it."""
         if self.rel_pos == 'none':
             return [None] * self.num_layers
         if self.rel_pos == 'shared':
-            table = self.rel_pos_bias.relative_position_bias_table
-            return [table_to_bias(table, self.grid, grid)] * self.num_layers
-        tables = (block.attn.relative_position_bias_table for block in self.blocks)
-        return [table_to_bias(table, self.grid, grid) for table in tables]
+            tables = [self.rel_pos_bias.relative_position_bias_table]
+        else:
+            tables = [block.attn.relative_position_bias_table for block in self.blocks]
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept_biases.clear()  # the step to come changes the tables
+            biases = [table_to_bias(table, self.grid, grid) for table in tables]
+        else:
+            biases = self._kept_biases.get(tables, self.grid, grid)
+        return biases * (self.num_layers // len(biases))
+
+    def train(self, mode: bool = True) -> 'MCBEiTViT':
+        """Change the mode, and forget position biases kept for inference."""
+        self._kept_biases.clear()
+        return super().train(mode)
 
     def embed(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
         """Tokens (B, 1+L, D) of images (B, C, H, W), with the mask token where mask is True."""

@@ -6,16 +6,21 @@ per head.
 Source: BEiT (arXiv 2106.08254) and lixiaotong97/mc-BEiT@37489a1.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.interpolate import make_interp_spline
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
 Grid = tuple[int, int]
 NUM_CLS_ROWS = 3
+# Elements: fused kernels for 16-bit types demand that rows of a bias begin at multiples of it.
+ALIGNMENT = 8
+KEPT_BYTES = 2**30
 
 
 def num_table_rows(grid: Grid) -> int:
@@ -30,14 +35,49 @@ def position_index(grid: Grid, device: torch.device) -> Tensor:
         return gen_relative_position_index(grid, device=device)
 
 
-def table_to_bias(table: Tensor, table_grid: Grid, grid: Grid) -> Tensor:
-    """Attention bias of an input with patch grid `grid`: (1, heads, 1 + h*w, 1 + h*w).
+@lru_cache(maxsize=32)
+def _aligned_index(grid: Grid, device: torch.device) -> Tensor:
+    """`position_index` with rows filled up to a multiple of ALIGNMENT, by the table's row 0."""
+    index = position_index(grid, device)
+    with torch.inference_mode(False), torch.no_grad():
+        return F.pad(index, (0, -len(index) % ALIGNMENT))
 
+
+def table_to_bias(table: Tensor, table_grid: Grid, grid: Grid) -> Tensor:
+    """Attention bias of an input with patch grid `grid`: (1, heads, N, N or more), N = 1 + h*w.
+
+    Columns beyond N fill rows up to a multiple of ALIGNMENT; `attention.attend` leaves them out.
     The table is resized first where its own grid is another one; gradients flow through both steps.
     """
     table = resize_table(table, table_grid, grid)
-    index = position_index(grid, table.device)
+    index = _aligned_index(grid, table.device)
     return table[index].permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+class KeptBiases:
+    """Biases of the last patch grid, kept for inference while their tables stay the same.
+
+    Changes are seen in a table's version, which fused optimizers and writing to its `.data` do not
+    raise: `clear` after these. More than KEPT_BYTES are not kept.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._key: tuple = ()
+        self._biases: list[Tensor] = []
+
+    def get(self, tables: Sequence[Tensor], table_grid: Grid, grid: Grid) -> list[Tensor]:
+        """`table_to_bias` of each table, without gradient."""
+        key = (grid, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tables))
+        if key == self._key:
+            return self._biases
+        biases = [table_to_bias(table, table_grid, grid) for table in tables]
+        if sum(bias.nbytes for bias in biases) <= KEPT_BYTES:
+            self._key, self._biases = key, biases
+        return biases
 
 
 def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:

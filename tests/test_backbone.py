@@ -1,12 +1,17 @@
 """The backbone against the authors' arrays, timm, and itself."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import backbone_from, relative_error
+from mmengine.hooks import EMAHook
 from torch import nn
 
 from mcbeit_mm.backbone import MCBEiTViT
 from mcbeit_mm.head import MCBEiTHead
+from mcbeit_mm.rel_pos import table_to_bias
 
 TINY = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
 
@@ -112,6 +117,62 @@ def test_equals_timm_with_per_block_tables():
     reference.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 64, 64)
     assert relative_error(model(x)[0], reference(x)) < 1e-5
+
+
+@pytest.mark.parametrize('rel_pos', ['shared', 'per_block'])
+def test_inference_keeps_position_biases_and_never_old_ones(rel_pos, monkeypatch):
+    model = tiny(rel_pos=rel_pos).eval()
+    tables = [p for name, p in model.named_parameters() if name.endswith('bias_table')]
+    looked_up = []
+    monkeypatch.setattr(
+        'mcbeit_mm.rel_pos.table_to_bias',
+        lambda *args: looked_up.append(1) or table_to_bias(*args),
+    )
+    images = torch.randn(1, 3, 64, 64)
+
+    def fresh():
+        """Features with nothing kept, and how many tables were looked up for those before."""
+        copied = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            return copied(images)[0]
+
+    @torch.no_grad()
+    def found():
+        looked_up.clear()
+        return model(images)[0], len(looked_up)
+
+    assert found()[1] == len(tables) and found()[1] == 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    changes = (
+        lambda: (model(images)[0].square().sum().backward(), optimizer.step()),  # in eval mode
+        lambda: [table.data.normal_() for table in tables] and model.eval(),
+        lambda: [table.data.normal_() for table in tables] and model.train().eval(),
+        lambda: model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}),
+    )
+    for change in changes:
+        before, _ = found()
+        change()
+        after, count = found()
+        assert torch.equal(after, fresh()) and not torch.equal(after, before)
+        assert count == len(tables) and found()[1] == 0
+
+
+def test_averaged_weights_are_validated_with_their_own_positions():
+    """EMAHook swaps weights through `.data`, which leaves no trace in them."""
+    model = tiny()
+    runner = SimpleNamespace(model=model)
+    hook = EMAHook()
+    hook.before_run(runner)
+    averaged = hook.ema_model.module
+    nn.init.normal_(averaged.rel_pos_bias.relative_position_bias_table)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        own, other = model.eval()(images)[0], averaged.eval()(images)[0]
+        hook.before_val_epoch(runner)
+        model.eval()  # as MMEngine's loops do here
+        assert torch.equal(model(images)[0], other) and not torch.equal(own, other)
+        hook.after_val_epoch(runner)
+        assert torch.equal(model.train().eval()(images)[0], own)
 
 
 @pytest.mark.parametrize('rel_pos', ['shared', 'per_block', 'none'])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from conftest import relative_error
+from torch import nn
 
 from mcbeit_mm.rel_pos import (
+    KeptBiases,
     axis_matrix,
     num_table_rows,
     position_index,
@@ -37,8 +39,56 @@ def test_bias_looks_up_the_table():
     table = torch.randn(num_table_rows((2, 2)), 3)
     bias = table_to_bias(table, (2, 2), (2, 2))
     index = position_index((2, 2), torch.device('cpu'))
-    assert bias.shape == (1, 3, 5, 5)
+    assert bias.shape == (1, 3, 5, 8)
     assert torch.equal(bias[0, 1, 2, 4], table[index[2, 4], 1])
+
+
+@pytest.mark.parametrize('grid', [(14, 14), (1, 1), (1, 7), (3, 5)])
+def test_rows_are_aligned_and_their_filling_has_no_gradient(grid):
+    table = torch.randn(num_table_rows(grid), 2, requires_grad=True)
+    bias, size = table_to_bias(table, grid, grid), 1 + grid[0] * grid[1]
+    assert bias.is_contiguous() and bias.shape[-1] - size in range(8)
+    for half in (bias.to(torch.bfloat16), bias):  # what the kernels demand of 16-bit types
+        cut = half[..., :size]
+        assert all(stride % 8 == 0 for stride in cut.stride()[:-1]) and cut.stride(-1) == 1
+    index = position_index(grid, torch.device('cpu'))
+    assert torch.equal(cut, table[index].permute(2, 0, 1)[None])
+    upstream = torch.randn_like(cut)
+    (found,) = torch.autograd.grad(cut, table, upstream)
+    expected = torch.zeros_like(table).index_add_(
+        0, index.flatten(), upstream[0].permute(1, 2, 0).reshape(-1, 2)
+    )
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_kept_biases_follow_their_tables():
+    kept, grid, other = KeptBiases(), (2, 3), (3, 3)
+    tables = [nn.Parameter(torch.randn(num_table_rows(grid), 2)) for _ in range(2)]
+    with torch.no_grad():
+        first = kept.get(tables, grid, grid)
+        assert kept.get(tables, grid, grid) is first
+        assert torch.equal(first[1], table_to_bias(tables[1], grid, grid))
+        assert kept.get(tables, grid, other)[0].shape[-2] == 10
+
+        state = {str(i): torch.randn_like(table) for i, table in enumerate(tables)}
+        changes = (
+            lambda: tables[1].add_(1),
+            lambda: nn.ParameterList(tables).load_state_dict(state),
+            lambda: setattr(tables[1], 'data', torch.randn_like(tables[1])),
+            lambda: nn.ParameterList(tables).double(),
+        )
+        for change in changes:
+            before = kept.get(tables, grid, grid)
+            change()
+            after = kept.get(tables, grid, grid)
+            assert after is not before
+            assert torch.equal(after[1], table_to_bias(tables[1], grid, grid))
+
+
+def test_large_biases_are_not_kept(monkeypatch):
+    monkeypatch.setattr('mcbeit_mm.rel_pos.KEPT_BYTES', 100)
+    kept, tables = KeptBiases(), [torch.randn(num_table_rows((2, 3)), 2)]
+    assert kept.get(tables, (2, 3), (2, 3)) is not kept.get(tables, (2, 3), (2, 3))
 
 
 @pytest.mark.parametrize('source, target', [((4, 4), (3, 6)), ((3, 5), (7, 4)), ((1, 4), (2, 2))])

@@ -48,7 +48,7 @@ class PlainAttention(BiasedAttention):
             offsets, grid = shared_rel_pos_bias.offsets, shared_rel_pos_bias.grid
             shared_rel_pos_bias = offset_bias(offsets, grid, 0, grid[0])
         if shared_rel_pos_bias is not None:
-            attention = attention + shared_rel_pos_bias
+            attention = attention + shared_rel_pos_bias[..., :tokens]
         x = attention.softmax(-1) @ v
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
