@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import mmcv
 import numpy as np
+from mmcv.image.io import imread_flags
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
@@ -26,6 +27,12 @@ JPEG_END = b'\xff\xd9'
 # In JPEG data FF 00 is the byte FF, FF D0-D7 are restart markers, FF FF is filling.
 JPEG_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 JPEG_START, JPEG_TEM = 0xD8, 0x01  # markers without a length
+# Divisors of the sides that libjpeg decodes at -> what OpenCV's flags get to say so.
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
 
 
 class BadImageError(ValueError):
@@ -33,11 +40,13 @@ class BadImageError(ValueError):
 
 
 class ImageHeader(NamedTuple):
-    """What an image's header says of it: `format` and `mode` are Pillow's names."""
+    """What an image's header says of it: `format` and `mode` are Pillow's names; size in pixels."""
 
     format: str
     mode: str
     animated: bool
+    width: int
+    height: int
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -58,7 +67,7 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
                 kind = 'JPEG' if image.format == 'MPO' else image.format
                 # TIFF would look for all its pages; a GIF is read alike with one frame or many.
                 animated = kind in ('PNG', 'WEBP', 'AVIF') and getattr(image, 'is_animated', False)
-                header = ImageHeader(kind, image.mode, animated)
+                header = ImageHeader(kind, image.mode, animated, width, height)
     except UnidentifiedImageError:
         raise BadImageError('not an image, or damaged at its beginning') from None
     except Image.DecompressionBombError:
@@ -101,6 +110,7 @@ def read_image(
     color_type: str = 'color',
     backend: str | None = 'cv2',
     max_pixels: int = MAX_PIXELS,
+    enough_pixels: int | None = None,
 ) -> np.ndarray:
     """Decode an image as `LoadCheckedImage` describes.
 
@@ -109,7 +119,9 @@ def read_image(
 
     Raises:
         BadImageError: `check_image` refuses it, or no decoder reads it.
+        ValueError: `enough_pixels` is not positive, or the backend not cv2.
     """
+    _check_enough(enough_pixels, backend)
     header = check_image(data, max_pixels)
     if color_type == 'unchanged':
         return _decoded(data, color_type, backend)
@@ -117,6 +129,8 @@ def read_image(
         return _with_pillow(data, color_type)
     if header.mode[0] in 'IF':  # 16 bits and more; 'I' is 16-bit grey in some formats
         return _decoded(data, color_type, 'cv2')
+    if enough_pixels and header.format == 'JPEG' and (divisor := _divisor(header, enough_pixels)):
+        return _decoded(data, imread_flags[color_type] | REDUCED[divisor], backend)
     try:
         return _decoded(data, color_type, backend)
     except BadImageError:
@@ -126,7 +140,27 @@ def read_image(
         return _with_pillow(data, color_type)
 
 
-def _decoded(data: bytes, color_type: str, backend: str | None) -> np.ndarray:
+def _check_enough(enough_pixels: int | None, backend: str | None) -> None:
+    if enough_pixels is None:
+        return
+    if enough_pixels < 1:
+        raise ValueError(f'enough_pixels is {enough_pixels}, expected 1 or more, or None')
+    if backend != 'cv2':
+        raise ValueError(
+            f"enough_pixels needs OpenCV's scaled decoding, got the backend {backend!r}: "
+            "choose 'cv2' or enough_pixels=None"
+        )
+
+
+def _divisor(header: ImageHeader, enough_pixels: int) -> int | None:
+    """Largest divisor of a JPEG's sides that leaves enough pixels; libjpeg rounds sides up."""
+    for divisor in REDUCED:
+        if -(-header.width // divisor) * -(-header.height // divisor) >= enough_pixels:
+            return divisor
+    return None
+
+
+def _decoded(data: bytes, color_type: str | int, backend: str | None) -> np.ndarray:
     try:
         image = mmcv.imfrombytes(data, flag=color_type, backend=backend)
     except (cv2.error, OSError, SyntaxError, struct.error, EOFError) as error:
@@ -162,22 +196,33 @@ class LoadCheckedImage(LoadImageFromFile):
 
     Args:
         max_pixels: larger images are refused by their header, before memory is taken for them.
+        enough_pixels: if given, a JPEG is decoded at 1/8, 1/4 or 1/2 of its sides, the smallest
+            that has this many pixels in all, by libjpeg's scaled inverse DCT: faster, see
+            docs/data.md. img_shape and ori_shape are then those of the smaller image. Not for
+            'unchanged', and only by cv2.
         kwargs: of LoadImageFromFile.
 
     Raises:
         BadImageError: with path and reason. Errors of the file system are raised as they come.
     """
 
-    def __init__(self, *args, max_pixels: int = MAX_PIXELS, **kwargs):
+    def __init__(
+        self, *args, max_pixels: int = MAX_PIXELS, enough_pixels: int | None = None, **kwargs
+    ):
         super().__init__(*args, **kwargs)
-        self.max_pixels = max_pixels
+        _check_enough(enough_pixels, self.imdecode_backend)
+        self.max_pixels, self.enough_pixels = max_pixels, enough_pixels
 
     def transform(self, results: dict) -> dict | None:
         """Add img, img_shape, ori_shape; None if it fails and `ignore_empty` is set."""
         path = results['img_path']
         try:
             image = read_image(
-                self._bytes(path), self.color_type, self.imdecode_backend, self.max_pixels
+                self._bytes(path),
+                self.color_type,
+                self.imdecode_backend,
+                self.max_pixels,
+                self.enough_pixels,
             )
         except BadImageError as error:
             if self.ignore_empty:

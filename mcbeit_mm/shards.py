@@ -1,28 +1,24 @@
-"""Image folders packed into a few tar files, read by offset as paths `shard://PACK/NAME`.
+"""Images in a few archives, read by offset as paths `shard://PACK/NAME`.
 
-A pack is a folder of uncompressed tar files and `index.npz`: where each image lies. MMEngine's file
-functions, and with them all data sets and `LoadCheckedImage`, take such paths like any other.
+A pack is a folder of tar or zip files and `index.npz`: where each image lies (`packing.py` writes
+it). MMEngine's file functions, and with them all data sets and `LoadCheckedImage`, take such paths
+like any other.
 """
 
 import errno
-import io
 import os
-import tarfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-from .atomic_files import write_atomically
-
 INDEX = 'index.npz'
-FORMAT = 1
+FORMAT = 2  # 1: all members stored as they are, no column of sizes after inflating
+AS_IT_IS = -1  # in place of a size after inflating
 PREFIX = 'shard://'
-BLOCK = tarfile.BLOCKSIZE  # what a member is padded to
-Member = tuple[str, int, int, int, int]  # name, shard, offset, length, CRC-32
 
 
 class Pack:
@@ -42,11 +38,16 @@ class Pack:
                 'tools/pack_images.py'
             )
         with np.load(file, allow_pickle=False) as index:
-            if 'format' not in index or int(index['format']) != FORMAT:
-                raise ValueError(f'{file} is of another format than {FORMAT}: pack again')
+            version = int(index['format']) if 'format' in index else None
+            if version not in (1, FORMAT):
+                raise ValueError(
+                    f'{file} is of format {version}, expected 1 or {FORMAT}: pack again'
+                )
             self.names, self.places = index['names'], index['places']
             shards = index['shards'].tolist()
             sizes = index['sizes'].tolist()
+        if version == 1:
+            self.places = np.insert(self.places, 4, AS_IT_IS, axis=1)
         self.shards = [self.folder / os.fsdecode(name) for name in shards]
         for shard, size in zip(self.shards, sizes, strict=True):
             if not shard.is_file():
@@ -66,12 +67,15 @@ class Pack:
         row = self.row(name)
         if row is None:
             raise FileNotFoundError(errno.ENOENT, f'no such image in {self.folder}', name)
-        shard, offset, length, checksum = self.places[row].tolist()
+        shard, offset, length, checksum, inflated = self.places[row].tolist()
         if shard not in self.files:
             self.files[shard] = os.open(self.shards[shard], os.O_RDONLY)
         # Not seek and read: forked workers share the position in a file.
         data = os.pread(self.files[shard], length, offset)
-        if len(data) != length or crc32(data) != checksum:
+        whole = len(data) == length
+        if whole and inflated != AS_IT_IS:
+            data = _inflate(data, inflated)
+        if not whole or data is None or zlib.crc32(data) != checksum:
             raise OSError(
                 errno.EIO, f'damaged: other bytes than packed, in {self.shards[shard]}', name
             )
@@ -94,6 +98,19 @@ class Pack:
 
 
 open_pack = cache(Pack)
+
+
+def _inflate(data: bytes, size: int) -> bytes | None:
+    """Inflate raw deflate data; None if it is damaged or does not give `size` bytes.
+
+    It stops a byte after `size`: a few bytes can stand for gigabytes.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        image = inflater.decompress(data, size + 1)  # 0 would be no limit
+    except zlib.error:
+        return None
+    return image if inflater.eof and len(image) == size else None
 
 
 @lru_cache(maxsize=4096)  # the folders of a data set
@@ -169,99 +186,3 @@ class ShardBackend(BaseStorageBackend):
                     yield parent
             if list_file and (recursive or not parents) and (not suffix or name.endswith(suffix)):
                 yield name
-
-
-def pack_folder(
-    images: Iterable[tuple[str, Path]], out: str | os.PathLike, shard_bytes: int = 2**30
-) -> int:
-    """Write images (name, file), bytes untouched, into tar files of about a size; their number.
-
-    The index comes last: without it a pack is refused.
-    """
-    out = Path(out)
-    members: list[Member] = []
-    for number, group in enumerate(_groups(images, shard_bytes)):
-        with tarfile.open(out / shard_name(number), 'w', format=tarfile.PAX_FORMAT) as tar:
-            for name, file in group:
-                data = file.read_bytes()
-                info = tarfile.TarInfo(checked_name(name))
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-                start = tar.offset - -(-len(data) // BLOCK) * BLOCK
-                members.append((name, number, start, len(data), crc32(data)))
-    shards = sorted({shard_name(member[1]) for member in members})
-    _write_index(out, members, shards)
-    return len(members)
-
-
-def index_tars(folder: str | os.PathLike) -> int:
-    """Index tar files that are there, each a folder named by its stem; the number of images.
-
-    Raises:
-        ValueError: no tar file, one that is damaged or compressed, or a name given twice.
-    """
-    folder = Path(folder)
-    tars = sorted(folder.glob('*.tar'))
-    members: list[Member] = []
-    for number, file in enumerate(tars):
-        try:
-            with tarfile.open(file, 'r:') as tar, open(file, 'rb') as raw:
-                for info in tar:
-                    if info.isfile():
-                        raw.seek(info.offset_data)
-                        data = raw.read(info.size)
-                        if len(data) != info.size:
-                            raise tarfile.ReadError(f'{info.name} is cut short')
-                        name = checked_name(f'{file.stem}/{info.name}')
-                        place = info.offset_data, info.size, crc32(data)
-                        members.append((name, number, *place))
-        except tarfile.TarError as error:
-            raise ValueError(f'{file} is damaged or compressed: {error}') from error
-    _write_index(folder, members, [file.name for file in tars])
-    return len(members)
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f'{number:06}.tar'
-
-
-def checked_name(name: str) -> str:
-    """The name; ValueError if it leads out of the pack."""
-    if not name or any(part in ('', '.', '..') for part in name.split('/')):
-        raise ValueError(f'{name!r} is no name for an image of a pack')
-    return name
-
-
-def _groups(
-    images: Iterable[tuple[str, Path]], shard_bytes: int
-) -> Iterator[list[tuple[str, Path]]]:
-    group, size = [], 0
-    for name, file in images:
-        group.append((name, file))
-        size += file.stat().st_size
-        if size >= shard_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _write_index(folder: Path, members: list[Member], shards: list[str]) -> None:
-    if not members:
-        raise ValueError(f'no image to pack into {folder}')
-    names = np.array([os.fsencode(member[0]) for member in members])
-    order = np.argsort(names, kind='stable')
-    names = names[order]
-    if (twice := names[1:] == names[:-1]).any():
-        raise ValueError(f'{os.fsdecode(names[1:][twice][0])} is there twice in {folder}')
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        format=FORMAT,
-        names=names,
-        places=np.array([member[1:] for member in members], np.int64)[order],
-        shards=np.array([os.fsencode(shard) for shard in shards]),
-        sizes=np.array([(folder / shard).stat().st_size for shard in shards], np.int64),
-    )
-    write_atomically(folder / INDEX, buffer.getvalue())

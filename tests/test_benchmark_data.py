@@ -17,12 +17,12 @@ def data(monkeypatch):
 
 def test_every_side_of_every_case_runs(data):
     cases = data.cases('cpu', quick=True)
-    assert [case.goal for case in cases] == [0.5, None, None]
+    assert [case.goal for case in cases] == [0.5, None, None, None, None]
     threads = torch.get_num_threads()
     for case in cases:
         for side in case.sides:
             run = case.build(side, 'cpu', **case.settings)
-            assert len(run()) in (case.items, 2, 3)  # samples, or the parts of a batch
+            assert len(run()) in (case.items, 2, 3), side  # samples, or the parts of a batch
     assert torch.get_num_threads() == threads
 
 
@@ -62,3 +62,40 @@ def test_facts(data):
     assert len(same_order) == 4
     for fact in same_order:
         assert 0 <= fact.value <= (2 if 'largest' in fact.name else 0.02)
+    scaled = [fact for fact in facts if 'scaled decoding' in fact.name]
+    assert [fact.how.split(', ')[0] for fact in scaled[:4]] == (
+        ['crops as drawn'] * 2 + ['smallest crops'] * 2
+    )
+    assert ['1/2' in fact.how for fact in scaled] == [True] * 4 + [False] * 4
+
+
+def test_large_photos_are_mosaics_of_pieces_that_were_not_resized(data):
+    case = data.cases('cpu', quick=False)[3]
+    assert '12-megapixel' in case.name and case.sides[-1] == 'ours, scaled'
+    assert (500 * case.settings['tiles'], 375 * case.settings['tiles']) == (4000, 3000)
+    (path,) = data.photo_paths(data.photo_folder(1, 2))
+    pieces = data.photo_paths(data.photo_folder(4))
+    with Image.open(path) as photo:
+        assert photo.size == (1000, 750)
+        for number, piece in enumerate(pieces):
+            left, top = 500 * (number % 2), 375 * (number // 2)
+            got = np.asarray(photo.crop((left, top, left + 500, top + 375))).astype(int)
+            assert np.abs(got - np.asarray(Image.open(piece))).mean() < 5  # other blocks
+
+
+def test_scaled_sides_decode_fewer_pixels(data):
+    case = data.cases('cpu', quick=True)[4]
+    found = [case.build(side, 'cpu', **case.settings)() for side in case.sides]
+    assert found == [[(4000, 3000)], [(3000, 4000, 3)], [(1500, 2000, 3)], [(750, 1000, 3)]]
+
+
+def test_differences_are_of_the_same_crops(data):
+    module, folder = data.scaled_decoding, data.photo_folder(1, 6)
+    divisor, views = module.differences(folder, 3, 10**7, 64, (0.2, 1.0))
+    assert divisor == 1 and list(views) == ['64, bicubic', '32, Lanczos']
+    assert [gaps.shape for gaps in views.values()] == [(3, 64, 64, 3), (3, 32, 32, 3)]
+    assert not any(gaps.any() for gaps in views.values())  # nothing was scaled
+    divisor, views = module.differences(folder, 3, 10**6, 64, (0.2, 1.0))
+    assert divisor == 2
+    assert 0 < views['64, bicubic'].mean() < 0.5  # crops of other places: 30 and more
+    assert module.summary(np.array([[0, 2]])) == ('mean 1.00, largest 2', 'levels, PSNR 45.1 dB')

@@ -1,11 +1,14 @@
 """Every config loads, and says what its name says."""
 
+import math
 import re
 
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, TRANSFORMS
+from torchvision.transforms import RandomResizedCrop
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
 PRETRAIN = [path for path in CONFIGS if path.parent.name == 'pretrain']
@@ -79,6 +82,26 @@ def test_views_masks_and_dims_fit_together(path):
     )
     assert cfg.model.head.embed_dims == dims
     assert (cfg.model.head.tau, cfg.model.head.omega) == (4.0, 0.2)
+
+
+@pytest.mark.parametrize('path', PRETRAIN, ids=lambda p: p.stem)
+def test_photos_are_decoded_to_enough_pixels(path):
+    steps = {s.type: s for s in Config.fromfile(path).train_dataloader.dataset.pipeline}
+    enough = steps['LoadCheckedImage'].get('enough_pixels')
+    if 'photos' not in path.stem:
+        assert enough is None, "the authors' pixels"
+        return
+    views = TRANSFORMS.build(steps['TwoViewRandomResizedCrop'])
+    size, low = views.targets[0][0][0], views.scale[0]
+    assert views.ratio == [3 / 4, 4 / 3]
+    assert enough == round(3 * size**2 / (low * 3 / 4))
+    enough = math.ceil(enough / 3)  # from here on crops are no smaller than their view
+    for aspect in (1, 1.5, 3, 15, 1 / 15):  # short of 1:16 no crop needs the whole short side
+        height = math.ceil(math.sqrt(enough / aspect))
+        shape = torch.empty(height, math.ceil(enough / height), device='meta')
+        for scale in (views.scale, [low, low]):
+            crops = [RandomResizedCrop.get_params(shape, scale, views.ratio) for _ in range(300)]
+            assert min(min(crop[2:]) for crop in crops) >= min(size, *shape.shape)
 
 
 def test_final_learning_rate_is_1e_5():

@@ -291,3 +291,167 @@ def test_checking_costs_little():
 def test_checks_of_data_sets_refuse_what_training_refuses(tmp_path, data, reason):
     (tmp_path / 'a.tif').write_bytes(data)
     assert reason in inspect_image(str(tmp_path / 'a.tif')).error
+
+
+def detailed(height=101, width=203, mode='RGB', **options):
+    """A JPEG with detail of all sizes and no symmetry, and a size that 2, 4 and 8 do not divide."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 60 * np.sin(x / 9 + y / 17) + 60 * np.sin(y / 30 - x * x / 9000)]
+    waves += [255 * x / width, 255 * (y / height) ** 2]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    image = Image.fromarray((np.stack(waves, -1) + noise).clip(0, 255).astype(np.uint8))
+    return encoded(image.convert(mode), 'JPEG', quality=95, **options)
+
+
+def oriented(tag, **options):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    return detailed(exif=exif, **options)
+
+
+SIZES = {1: (101, 203), 2: (51, 102), 4: (26, 51), 8: (13, 26)}  # rounded up by libjpeg
+GREY = pytest.mark.parametrize('color_type', ['color', 'grayscale'])
+
+
+def area_mean(image, shape, divisor):
+    """Slow reference of a smaller image: means of squares, those at the border of what is there."""
+    small = np.empty((*shape, *image.shape[2:]))
+    for row, column in np.ndindex(shape):
+        square = image[divisor * row :, divisor * column :][:divisor, :divisor]
+        small[row, column] = square.mean((0, 1))
+    return small
+
+
+@GREY
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_the_smallest_size_with_enough_pixels(mode, progressive, color_type):
+    data = detailed(mode=mode, progressive=progressive)
+    for divisor, (height, width) in SIZES.items():
+        shape = (height, width) if color_type == 'grayscale' else (height, width, 3)
+        for enough in (height * width, height * width - 1):
+            assert read_image(data, color_type, enough_pixels=enough).shape == shape
+        if divisor > 1:
+            more = read_image(data, color_type, enough_pixels=height * width + 1)
+            assert more.shape[:2] == SIZES[divisor // 2]
+    assert read_image(data, color_type, enough_pixels=1).shape[:2] == SIZES[8]
+
+
+def test_never_fewer_pixels_than_enough():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = rng.integers(1, 200, 2).tolist()
+        enough = int(rng.integers(1, 10000))
+        data = encoded(np.zeros((height, width, 3), np.uint8), 'JPEG')
+        rows, columns = read_image(data, enough_pixels=enough).shape[:2]
+        assert rows * columns >= min(enough, height * width)
+        if rows > -(-height // 8):  # there is a smaller size: it has too few
+            assert -(-rows // 2) * -(-columns // 2) < enough
+
+
+TURNS = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image[::-1].swapaxes(0, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: image[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize('divisor', [2, 4, 8])
+@pytest.mark.parametrize('tag', range(1, 9))
+@pytest.mark.parametrize(
+    'color_type',
+    ['color', 'grayscale', 'color_ignore_orientation', 'grayscale_ignore_orientation'],
+)
+def test_scaled_images_are_turned_as_whole_ones(color_type, tag, divisor):
+    data = oriented(tag)
+    height, width = SIZES[divisor]
+    small = read_image(data, color_type, enough_pixels=height * width)
+    upright = read_image(detailed(), color_type, enough_pixels=height * width)
+    turn = TURNS[1 if color_type.endswith('ignore_orientation') else tag]
+    assert upright.shape[:2] == (height, width)
+    assert np.array_equal(small, turn(upright))
+    assert np.array_equal(read_image(data, color_type), turn(read_image(detailed(), color_type)))
+
+
+@GREY
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('divisor', [2, 4, 8])
+def test_scaled_pixels_are_means_of_squares(divisor, mode, color_type):
+    """libjpeg leaves the highest frequencies of a block out: close to means, not equal."""
+    data, shape = detailed(mode=mode), SIZES[divisor]
+    small = read_image(data, color_type, enough_pixels=shape[0] * shape[1])
+    gap = np.abs(small - area_mean(read_image(data, color_type), shape, divisor))
+    assert gap.mean() < 1  # measured: 0.3 to 0.7
+    shifted = np.abs(small - np.roll(area_mean(read_image(data, color_type), shape, divisor), 1, 1))
+    assert shifted.mean() > 3 * gap.mean()
+
+
+@GREY
+@pytest.mark.parametrize('name', [name for name in ORDINARY if ORDINARY[name][:2] != b'\xff\xd8'])
+def test_other_formats_keep_their_size(name, color_type):
+    data = ORDINARY[name]
+    got = read_image(data, color_type, enough_pixels=1)
+    assert np.array_equal(got, read_image(data, color_type))
+
+
+@pytest.mark.parametrize('data', [detailed(), oriented(6)], ids=['upright', 'turned'])
+def test_unchanged_and_small_images_are_read_as_before(data):
+    whole = read_image(data, 'unchanged')
+    assert np.array_equal(read_image(data, 'unchanged', enough_pixels=1), whole)
+    for enough in (51 * 102 + 1, 101 * 203 + 1):
+        assert np.array_equal(read_image(data, enough_pixels=enough), read_image(data))
+
+
+@pytest.mark.parametrize('kept', [0.05, 0.3, 0.6, 0.9, 0.99, -2, -1])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_truncated_images_are_refused_at_every_size(progressive, kept):
+    data = detailed(progressive=progressive)
+    data = data[: kept if kept < 0 else int(len(data) * kept)]
+    for enough in (None, 51 * 102, 26 * 51, 1):
+        with pytest.raises(BadImageError, match='truncated|damaged'):
+            read_image(data, enough_pixels=enough)
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_damage_is_judged_alike_at_every_size(progressive):
+    def judged(data, enough):
+        try:
+            return read_image(data, max_pixels=10**6, enough_pixels=enough).ndim
+        except BadImageError:
+            return 'refused'
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(100):
+        broken = np.frombuffer(detailed(64, 80, progressive=progressive), np.uint8).copy()
+        broken[rng.integers(700, size=4)] = rng.integers(256, size=4)  # headers, mostly
+        verdicts = {judged(broken.tobytes(), enough) for enough in (None, 32 * 40, 16 * 20, 1)}
+        assert len(verdicts) == 1
+        found += verdicts
+    assert {3, 'refused'} == set(found)
+
+
+def test_loading_at_another_size(tmp_path):
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(oriented(6))
+    step = dict(type='LoadCheckedImage', enough_pixels=51 * 102, to_float32=True)
+    got = TRANSFORMS.build(step)(dict(img_path=str(path)))
+    assert got['img'].dtype == np.float32
+    assert got['img'].shape == (102, 51, 3)
+    assert got['img_shape'] == got['ori_shape'] == (102, 51)
+
+
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (dict(enough_pixels=0), 'enough_pixels is 0, expected 1 or more'),
+        (dict(enough_pixels=9, imdecode_backend='pillow'), "got the backend 'pillow'"),
+    ],
+)
+def test_settings_that_do_not_work_are_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        LoadCheckedImage(**options)

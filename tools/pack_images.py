@@ -1,7 +1,7 @@
-"""Pack a folder of images into a few tar files that are read by offset, or index tar files.
+"""Pack a folder of images into a few tar files that are read by offset, or index tar and zip files.
 
 python tools/pack_images.py FOLDER OUT [--shard-size MIB]
-python tools/pack_images.py --index FOLDER_OF_TARS
+python tools/pack_images.py --index FOLDER_OF_ARCHIVES
 """
 
 import argparse
@@ -13,9 +13,11 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path, help='images, or with --index tar files')
+    parser.add_argument('folder', type=Path, help='images, or with --index tar and zip files')
     parser.add_argument('out', type=Path, nargs='?', help='missing or empty folder')
-    parser.add_argument('--index', action='store_true', help='only index the tar files of FOLDER')
+    parser.add_argument(
+        '--index', action='store_true', help='only index the tar and zip files of FOLDER'
+    )
     parser.add_argument(
         '--shard-size', type=int, default=1024, metavar='MIB', help='of a tar file; default 1024'
     )
@@ -29,11 +31,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch, shards
+    from mcbeit_mm import launch, packing, shards
 
     with launch.one_line_errors(ValueError, OSError):
         if args.index:
-            count, pack = shards.index_tars(args.folder), args.folder
+            count, pack = packing.index_archives(args.folder), args.folder
         else:
             if not args.folder.is_dir():
                 raise FileNotFoundError(f'no folder {args.folder}')
@@ -46,7 +48,7 @@ def main() -> None:
                 leftover.unlink()
             files = sorted(p for p in args.folder.rglob('*') if p.suffix.lower() in EXTENSIONS)
             images = ((file.relative_to(args.folder).as_posix(), file) for file in files)
-            count, pack = shards.pack_folder(images, args.out, args.shard_size * 2**20), args.out
+            count, pack = packing.pack_folder(images, args.out, args.shard_size * 2**20), args.out
     print(f'{count:,} images: data_root={shards.PREFIX}{pack.resolve()}')
 
 

@@ -21,7 +21,8 @@ model = dict(
     head=dict(embed_dims=192, vocab_size=None),  # the tokenizer's
 )
 train_pipeline = [
-    dict(type='LoadCheckedImage'),
+    # Three times what no crop is smaller than the view of: 128, 0.2 of the area, aspects from 3/4.
+    dict(type='LoadCheckedImage', enough_pixels=round(3 * 128**2 / (0.2 * 3 / 4))),
     dict(type='RandomFlip', prob=0.5),
     dict(type='TwoViewRandomResizedCrop', size=128, second_size=64, scale=(0.2, 1.0)),
     dict(type='RandomPatchMask', grid_size=8, mask_ratio=0.75),

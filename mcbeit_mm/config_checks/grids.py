@@ -1,11 +1,14 @@
 """Compares the sizes of views, mask, backbone and tokenizer, before anything is built."""
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, Registry
+
+from ..target_cache import open_cache
 
 Grid = tuple[int, int]
 
@@ -14,11 +17,12 @@ def check_grids(cfg: Config) -> None:
     """Raise ValueError if the sizes of a pretraining config do not fit each other.
 
     Compared are, as far as the config tells them: the mask's grid and the tokens of the tokenizer
-    view with the patches of the student view, and the head's vocabulary with the tokenizer's. The
-    backbone takes views of any multiple of its patch size. Models other than MCBEiT pass.
+    view with the patches of the student view, the head's vocabulary with the tokenizer's, and the
+    smallest crop of a JPEG decoded to `enough_pixels` with the views. The backbone takes views of
+    any multiple of its patch size. Models other than MCBEiT pass.
 
     Raises:
-        FileNotFoundError: there is no tokenizer where the config says.
+        FileNotFoundError: there is no tokenizer, or no target cache, where the config says.
     """
     model = cfg.model
     if _name(model) != 'MCBEiT':
@@ -30,12 +34,17 @@ def check_grids(cfg: Config) -> None:
         check_vocab(_value(MODELS, model.head, 'vocab_size'), tokenizer['vocab_size'])
     if not patch or not cfg.get('train_dataloader'):
         return
-    patches = _divide(image, patch) if image else None
+    patches, enough = _divide(image, patch) if image else None, None
     for step in _steps(cfg.train_dataloader.dataset):
+        if _name(step) == 'CachedTargetsCrop':
+            step = step | open_cache(step['cache']).plan.crop
+        enough = _value(TRANSFORMS, step, 'enough_pixels') or enough
         view = _pair(_value(TRANSFORMS, step, 'second_size'))
         student = _pair(_value(TRANSFORMS, step, 'size')) if view else None
         if student:
             _check_student(student, patch, _name(step))
+            if enough:
+                _check_crops(enough, max(*student, *view), step)
             patches = _divide(student, patch)
         if view and tokenizer and patches:
             check_tokens(view, tokenizer['stride'], patches, f' in {_name(step)}')
@@ -68,6 +77,20 @@ def _check_student(view: Grid, patch: Grid, transform: str) -> None:
         raise ValueError(
             f'the student view has {_text(view)} pixels (size of {transform}), no multiple of the '
             f'patch size {_text(patch)}: set size={_argument(_fitting(view, patch))} in {transform}'
+        )
+
+
+def _check_crops(enough: int, longest: int, step: dict) -> None:
+    """Raise ValueError if crops of so many pixels can be smaller than the views' longest side."""
+    scale, ratio = (_value(TRANSFORMS, step, key) for key in ('scale', 'ratio'))
+    if not scale or not ratio:  # a transform of someone else
+        return
+    needed = math.ceil(longest**2 / (scale[0] * min(ratio[0], 1 / ratio[1])))
+    if enough < needed:
+        raise ValueError(
+            f'enough_pixels={enough} leaves crops of {scale[0]:g} of the area smaller than the '
+            f'{longest} pixels of a view in {_name(step)}: set enough_pixels={needed} or more, or '
+            'None, where images are loaded'
         )
 
 

@@ -1,5 +1,7 @@
 """Sizes that do not fit are refused with the one that would."""
 
+import math
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -8,8 +10,11 @@ from mmengine.registry import MODELS
 
 import mcbeit_mm  # noqa: F401  registers what the configs name
 from mcbeit_mm.config_checks.grids import check_grids
+from mcbeit_mm.target_cache import MANIFEST, CachePlan, open_cache
+from mcbeit_mm.token_records import RecordFormat
 from mcbeit_mm.tokenizers.vqgan import VQGANTokenizer
 
+CACHED = 'mcbeit_vit-base-p16_8xb256-cached-amp-coslr-800e_in1k'
 CONFIGS = [
     (scale, path)
     for scale, pattern in [
@@ -19,6 +24,7 @@ CONFIGS = [
         ('photos', 'ablations/*.py'),
     ]
     for path in sorted((ROOT / 'configs').glob(pattern))
+    if path.stem != CACHED  # its sizes are those of the cache
 ]
 SIZES = dict(ddconfig=dict(ch_mult=[1, 1, 2, 2]), n_embed=24, embed_dim=8)  # stride 8
 
@@ -77,6 +83,30 @@ def test_mismatch_is_refused_with_what_fits(changes, message, wrap):
         check_grids(wrap(config(**changes)))
 
 
+@pytest.mark.parametrize('wrap', [lambda cfg: cfg, nested])
+@pytest.mark.parametrize(
+    'changes, needed',
+    [
+        ({}, 96**2 / (0.08 * 0.75)),
+        (dict(scale=(0.5, 1.0)), 96**2 / (0.5 * 0.75)),
+        (dict(ratio=(0.9, 2.0)), 96**2 / (0.08 * 0.5)),
+    ],
+)
+def test_images_decoded_to_fewer_pixels_than_crops_need(changes, needed, wrap):
+    cfg = config()
+    load, views = cfg.train_dataloader.dataset.pipeline[:2]
+    load.update(type='LoadCheckedImage', enough_pixels=math.ceil(needed))
+    views.update(changes)
+    cfg = wrap(cfg)
+    check_grids(cfg)
+    load.enough_pixels -= 1
+    message = f'smaller than the 96 pixels of a view.*set enough_pixels={math.ceil(needed)} or more'
+    with pytest.raises(ValueError, match=message):
+        check_grids(cfg)
+    load.enough_pixels = None
+    check_grids(cfg)
+
+
 def test_other_sizes_than_the_backbones_own():
     check_grids(config(size=160, second_size=80, grid_size=10))
 
@@ -113,6 +143,28 @@ def test_missing_tokenizer(tmp_path):
     cfg = config()
     cfg.model.target_generator.checkpoint = str(tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError, match='No tokenizer at .*nowhere'):
+        check_grids(cfg)
+
+
+def test_cached_sizes_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setenv('MCBEIT_CACHE', str(tmp_path))
+    cfg = Config.fromfile(ROOT / f'configs/pretrain/{CACHED}.py')
+
+    def write_manifest(second_size):
+        record = RecordFormat(8192, (14, 14), 4, 4.0, 'float16')
+        crop = dict(size=224, second_size=second_size)
+        plan = CachePlan(record, 0, 1, 0, 1, 8, crop, {})
+        (tmp_path / MANIFEST).write_text(plan.as_json())
+        open_cache.cache_clear()
+
+    write_manifest(112)
+    check_grids(cfg)
+    write_manifest(96)
+    with pytest.raises(ValueError, match='gives 12x12 tokens'):
+        check_grids(cfg)
+    (tmp_path / MANIFEST).unlink()
+    open_cache.cache_clear()
+    with pytest.raises(FileNotFoundError, match='no cached targets'):
         check_grids(cfg)
 
 

@@ -1,19 +1,19 @@
 """Photographs -> batches of two views and masks: Pillow's ways against the pretraining pipeline.
 
-One core, 500 x 375 photographs as JPEG of quality 90, cut from those that scikit-learn and
-scikit-image carry. All sides draw the same flips, crops and masks:
+One core, 500 x 375 photographs as JPEG of quality 90. All sides draw the same flips, crops and
+masks:
     plain        the steps of an OpenMMLab pipeline, decoding and resizing by Pillow
     torchvision  Pillow images throughout, normalised floats at the end, as the authors' data set
     bare Pillow  the same, but 8-bit pixels at the end, as ours
     ours         the data set of the pretraining config
+and 4000 x 3000 photographs, where a side more decodes JPEGs at a part of their size:
+    ours, scaled  the data set of the photo config; crops of the same distribution, other draws
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,20 +25,15 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
+from benchmarks import scaled_decoding
 from benchmarks.measure import Case, Fact
-from mcbeit_mm.digit_scenes import require
+from benchmarks.photos import SEED, photo_folder, photo_paths
 from mcbeit_mm.images import read_image
 from mcbeit_mm.seeded_data import SAMPLES, SeededDataset, seed_generators
 from mcbeit_mm.transforms import TwoViewRandomResizedCrop
 
 CONFIG = 'configs/_base_/datasets/imagenet_bs128_mcbeit.py'
-PHOTOS = {  # those larger than 500 x 375, in colour
-    'sklearn': ('datasets/images/china.jpg', 'datasets/images/flower.jpg'),
-    'skimage': ('data/coffee.png', 'data/motorcycle_left.png', 'data/rocket.jpg')
-    + ('data/astronaut.png', 'data/hubble_deep_field.jpg'),
-}
-WIDTH, HEIGHT, QUALITY = 500, 375, 90
-SEED = 0
+LARGE = 8  # tiles along the sides of a photo of 12 megapixels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Run = Callable[[], object]
 Views = tuple[Image.Image, Image.Image]
@@ -46,25 +41,28 @@ Views = tuple[Image.Image, Image.Image]
 
 def cases(device: str, quick: bool) -> list[Case]:
     """The pipeline, and the two parts that cost most."""
-    count = 4 if quick else 32
+    small, large = (4 if quick else 32, 1), (1 if quick else 4, LARGE)
     two, four = ('bare Pillow', 'ours'), ('plain', 'torchvision', 'bare Pillow', 'ours')
+    scaled = (*two, 'ours, scaled', 'ours, scaled for 128 px')
     parts = [
-        ('pipeline', 'data, 500x375 JPEG to two views and a mask', four, 0.5),
-        ('decode', 'data, decoding alone', two, None),
-        ('views', 'data, flip, crop and both resizings alone', two, None),
+        ('pipeline', 'data, 500x375 JPEG to two views and a mask', four, 0.5, small),
+        ('decode', 'data, decoding alone', two, None, small),
+        ('views', 'data, flip, crop and both resizings alone', two, None, small),
+        ('pipeline', 'data, 12-megapixel JPEG to two views and a mask', scaled[:3], None, large),
+        ('decode', 'data, 12-megapixel JPEG, decoding alone', scaled, None, large),
     ]
     return [
         Case(
             name,
             build,
-            dict(part=part, count=count),
+            dict(part=part, count=count, tiles=tiles),
             sides=sides,
             items=count,
             goal=goal,
             flops=False,
             memory=False,
         )
-        for part, name, sides, goal in parts
+        for part, name, sides, goal, (count, tiles) in parts
     ]
 
 
@@ -92,12 +90,14 @@ def facts(device: str, quick: bool) -> list[Fact]:
                 Fact('data, mean difference', round(gaps.float().mean().item(), 4), 'levels', how)
             )
     size = np.mean([path.stat().st_size for path in paths]) / 1024
-    return [*found, Fact('data, size of a photo', round(float(size), 1), 'KiB', f'{count} photos')]
+    found.append(Fact('data, size of a photo', round(float(size), 1), 'KiB', f'{count} photos'))
+    count, crops = (1, 2) if quick else (4, 50)
+    return found + scaled_decoding.facts(photo_folder(count, LARGE), crops)
 
 
-def build(side: str, device: str, part: str, count: int) -> Run:
+def build(side: str, device: str, part: str, count: int, tiles: int) -> Run:
     """One repetition is a pass over `count` photos; `device` plays no part."""
-    folder = photo_folder(count)
+    folder = photo_folder(count, tiles)
     parts = dict(pipeline=build_pipeline, decode=build_decode, views=build_views)
     run = parts[part](side, folder, count)
 
@@ -109,8 +109,9 @@ def build(side: str, device: str, part: str, count: int) -> Run:
 
 
 def build_pipeline(side: str, folder: Path, count: int) -> Run:
-    if side in ('plain', 'ours'):
-        dataset = pipeline(folder) if side == 'ours' else plain_pipeline(folder)
+    if side in ('plain', 'ours', 'ours, scaled'):
+        config = scaled_decoding.CONFIGS[224] if side == 'ours, scaled' else CONFIG
+        dataset = plain_pipeline(folder) if side == 'plain' else pipeline(folder, config)
         return lambda: default_collate([dataset[place, (0, place)] for place in range(count)])
     paths, to_tensors = photo_paths(folder), as_pixels if side == 'bare Pillow' else as_floats
     return lambda: pillow_batch(paths, to_tensors)
@@ -120,7 +121,10 @@ def build_decode(side: str, folder: Path, count: int) -> Run:
     paths = photo_paths(folder)
     if side == 'bare Pillow':
         return lambda: [Image.open(path).convert('RGB').size for path in paths]
-    return lambda: [read_image(path.read_bytes()).shape for path in paths]
+    enough = None
+    if 'scaled' in side:
+        enough = scaled_decoding.steps(128 if '128' in side else 224)[0].enough_pixels
+    return lambda: [read_image(p.read_bytes(), enough_pixels=enough).shape for p in paths]
 
 
 def build_views(side: str, folder: Path, count: int) -> Run:
@@ -173,9 +177,9 @@ def pillow_views(image: Image.Image, flip: bool) -> Views:
     )
 
 
-def pipeline(folder: Path, **settings) -> SeededDataset:
-    """The data set of the pretraining config; `settings` are of its two-view crop."""
-    config = Config.fromfile(Path(__file__).parents[2] / CONFIG).train_dataloader.dataset
+def pipeline(folder: Path, config: str = CONFIG, **settings) -> SeededDataset:
+    """The data set of a pretraining config; `settings` are of its two-view crop."""
+    config = Config.fromfile(Path(__file__).parents[2] / config).train_dataloader.dataset
     config.data_root = str(folder)
     for step in config.pipeline:
         if step.type == 'TwoViewRandomResizedCrop':
@@ -211,32 +215,6 @@ def views_of(dataset: SeededDataset, count: int) -> list[list[Tensor]]:
     """Both views of each photo, in RGB."""
     samples = (dataset[place, (0, place)] for place in range(count))
     return [[view.flip(0) for view in sample['inputs']] for sample in samples]
-
-
-@cache
-def _folder(count: int) -> TemporaryDirectory:
-    """Write `count` photos, cut from the bundled ones at random places."""
-    sources, rng = [], np.random.default_rng(SEED)
-    for package, names in PHOTOS.items():
-        root = Path(require(package).__file__).parent
-        sources += [Image.open(root / name).convert('RGB') for name in names]
-    folder = TemporaryDirectory(prefix='mcbeit_photos_')
-    (Path(folder.name) / 'train').mkdir()
-    for number, source in enumerate(islice(cycle(sources), count)):
-        left = int(rng.integers(source.width - WIDTH + 1))
-        top = int(rng.integers(source.height - HEIGHT + 1))
-        photo = source.crop((left, top, left + WIDTH, top + HEIGHT))
-        photo.save(Path(folder.name) / 'train' / f'{number:04}.jpg', quality=QUALITY)
-    return folder
-
-
-def photo_folder(count: int) -> Path:
-    """A data_root with `count` photos below train/, deleted when the process ends."""
-    return Path(_folder(count).name)
-
-
-def photo_paths(folder: Path) -> list[Path]:
-    return sorted((folder / 'train').iterdir())
 
 
 @contextmanager

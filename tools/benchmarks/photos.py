@@ -1,0 +1,55 @@
+"""Photographs of the data benchmark: JPEGs cut from those of scikit-learn and scikit-image."""
+
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from mcbeit_mm.digit_scenes import require
+
+PHOTOS = {  # those larger than 500 x 375, in colour
+    'sklearn': ('datasets/images/china.jpg', 'datasets/images/flower.jpg'),
+    'skimage': ('data/coffee.png', 'data/motorcycle_left.png', 'data/rocket.jpg')
+    + ('data/astronaut.png', 'data/hubble_deep_field.jpg'),
+}
+WIDTH, HEIGHT, QUALITY = 500, 375, 90
+SEED = 0
+
+
+def photo_folder(count: int, tiles: int = 1) -> Path:
+    """A data_root with `count` photos below train/, deleted when the process ends.
+
+    Each is a mosaic of `tiles` x `tiles` pieces of 500 x 375 pixels, none of them resized: bundled
+    photographs are small, and enlarged ones would have no detail of the size of a pixel.
+    """
+    return Path(_folder(count, tiles).name)
+
+
+def photo_paths(folder: Path) -> list[Path]:
+    return sorted((folder / 'train').iterdir())
+
+
+@cache
+def _folder(count: int, tiles: int) -> TemporaryDirectory:
+    sources, rng = [], np.random.default_rng(SEED)
+    for package, names in PHOTOS.items():
+        root = Path(require(package).__file__).parent
+        sources += [Image.open(root / name).convert('RGB') for name in names]
+    sources = cycle(sources)
+    folder = TemporaryDirectory(prefix='mcbeit_photos_')
+    (Path(folder.name) / 'train').mkdir()
+    for number in range(count):
+        photo = Image.new('RGB', (tiles * WIDTH, tiles * HEIGHT))
+        for row, column in np.ndindex(tiles, tiles):
+            photo.paste(_piece(next(sources), rng), (column * WIDTH, row * HEIGHT))
+        photo.save(Path(folder.name) / 'train' / f'{number:04}.jpg', quality=QUALITY)
+    return folder
+
+
+def _piece(source: Image.Image, rng: np.random.Generator) -> Image.Image:
+    left = int(rng.integers(source.width - WIDTH + 1))
+    top = int(rng.integers(source.height - HEIGHT + 1))
+    return source.crop((left, top, left + WIDTH, top + HEIGHT))
