@@ -7,6 +7,7 @@ python tools/cache_targets.py CONFIG --try 16 64 256        # sizes and exactnes
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 GIB = 2**30
@@ -67,17 +68,23 @@ def table(builder, tried: list[int], images: int) -> str:
     """A line per k: its size, and how exact the targets are."""
     plan = builder.plan
     formats = [plan.record._replace(k=k).check() for k in tried]
-    tau = plan.record.tau
-    lines = [
-        f'k      KiB/crop   GiB/crop of all   mass kept   KL (nats)   other best   tau {tau:g}'
-    ]
+    rows = [('k', 'KiB a crop', 'GiB in all', 'mass kept', 'KL (nats)', 'other best code')]
     for record, found in zip(formats, builder.measure(formats, images), strict=True):
-        total = plan.num_images * record.num_bytes
-        lines.append(
-            f'{record.k:<6} {record.num_bytes / 1024:<10.1f} {total / GIB:<17.2f} '
-            f'{found.mass:<11.4f} {found.kl:<11.2e} {found.changed:.3%}'
+        size = replace(plan, record=record).num_bytes
+        rows.append(
+            (
+                f'{record.k}',
+                f'{record.num_bytes / 1024:.1f}',
+                f'{size / GIB:.3g}',
+                f'{found.mass:.4f}',
+                f'{found.kl:.2e}',
+                f'{found.changed:.3%}',
+            )
         )
-    return '\n'.join(lines)
+    lines = [''.join(f'{cell:<16}' for cell in row).rstrip() for row in rows]
+    return '\n'.join(
+        [f'{plan.num_images:,} images x {plan.num_crops}, tau {plan.record.tau:g}', *lines]
+    )
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..errors import SetupError
 from ..pins import sha256_of
 from ..target_cache import MANIFEST, open_cache
 from ..token_records import decode, encode
@@ -44,9 +45,12 @@ class CachedTokenizer(Tokenizer):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Decode records (B, bytes) uint8, which stand where images do."""
+        """Decode records (B, bytes) uint8, which stand where images do.
+
+        SetupError if another precision or compilation is asked for.
+        """
         if self.precision != 'fp32' or self.compiled:
-            raise ValueError(
+            raise SetupError(
                 'cached targets are not computed: leave tokenizer_precision and compile_tokenizer '
                 'out, and give --cfg-options model.tokenizer_precision=... to '
                 'tools/cache_targets.py'
@@ -61,14 +65,14 @@ class CachedTokenizer(Tokenizer):
         )
 
     def check_view(self, view: Tensor, patches: Sequence[int], tau: float) -> None:
-        """Raise ValueError unless the cache was made for these patches (h, w) and this tau."""
+        """Raise SetupError unless the cache was made for these patches (h, w) and this tau."""
         if tuple(patches) != self.record.grid:
-            raise ValueError(
+            raise SetupError(
                 f'{self.weights_file} is a cache for {self.record.grid} patches, the mask has '
                 f'{tuple(patches)}: make a cache from a config of that size'
             )
         if self.record.k < self.vocab_size and tau not in (0, self.record.tau):
-            raise ValueError(
+            raise SetupError(
                 f'{self.weights_file} keeps {self.record.k} of {self.vocab_size} codes for tau='
                 f'{self.record.tau:g}, training uses {tau:g}: make a cache from this config'
             )
