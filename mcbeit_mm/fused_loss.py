@@ -218,7 +218,11 @@ def _linear_gradients(grads: Gradients, residual: Tensor, rows: Tensor, weight: 
         scale = (FP16_MAX / bound).clamp(max=2.0**14)
         residual = residual * scale
     residual = residual.to(weight.dtype)
-    by_rows, by_weight = residual @ weight, residual.T @ rows
+    by_rows = residual @ weight
+    if weight.dtype == grads.weight.dtype:  # no second tensor of the weight's size
+        grads.weight.addmm_(residual.T, rows)
+        return by_rows.view(shape)
+    by_weight = residual.T @ rows
     if weight.dtype == torch.float16:
         by_rows, by_weight = by_rows.float() / scale, by_weight.float() / scale
     grads.weight.add_(by_weight)
