@@ -51,6 +51,8 @@ class MaskedPlaces(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """Rows (B, M, C) of x (B, L, C)."""
+        if not x.requires_grad:  # whole rows are copied; backward, gather is the simpler one
+            return x[torch.arange(len(x), device=x.device).unsqueeze(1), self.order]
         return x.gather(1, self.order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     def only_masked(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mmpretrain
 import torch
@@ -13,7 +14,9 @@ from benchmarks.loss import plain_loss
 from mcbeit_mm.attention import BandedBias, offset_bias
 from mcbeit_mm.blocks import BiasedAttention
 from mcbeit_mm.mcbeit import MCBEiT
-from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
+from mcbeit_mm.target_cache import MANIFEST, CachePlan
+from mcbeit_mm.token_records import RecordFormat, encode
+from mcbeit_mm.tokenizers import CachedTokenizer, GumbelVQGANTokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
@@ -95,6 +98,24 @@ def mcbeit(side: str, quick: bool) -> MCBEiT:
         for block in model.backbone.blocks:
             block.attn.__class__ = PlainAttention
     return model
+
+
+def cache_targets(model: MCBEiT, views: Tensor, quick: bool) -> Tensor:
+    """Put a cache in the place of the model's tokenizer; its records of these views.
+
+    Of 256 codes of 8192, or where that would change the loss (`quick`) of all. Reading them from
+    disk is work of the data loader.
+    """
+    tokenizer = model.tokenizer
+    grid = tuple(side // tokenizer.stride for side in views.shape[2:])
+    codes = tokenizer.vocab_size
+    kept = (codes, 4.0, 'float32') if quick else (256, 4.0, 'float16')
+    record = RecordFormat(codes, grid, *kept)
+    with TemporaryDirectory() as folder:
+        plan = CachePlan(record, 0, 1, 0, 1, tokenizer.stride, {}, {})
+        Path(folder, MANIFEST).write_text(plan.as_json())
+        model._tokenizer[0] = CachedTokenizer(folder).to(views.device)
+    return encode(tokenizer(views), record)
 
 
 def beit_v1() -> torch.nn.Module:
