@@ -7,6 +7,7 @@ from conftest import relative_error
 from mcbeit_mm import attention, detection
 from mcbeit_mm.attention import BandedBias, attend, offset_bias
 from mcbeit_mm.detection import MCBEiTDetViT
+from mcbeit_mm.rel_pos import num_table_rows, table_to_bias
 
 ARCH = dict(embed_dims=32, num_layers=8, num_heads=2, feedforward_channels=64)
 
@@ -131,3 +132,21 @@ def test_bands_on_cuda(dtype):
     # The sums of a softmax' gradients cancel: an absolute bound.
     gap = (offsets.grad.cpu() - exact[3].grad).abs().max()
     assert gap < 0.05 * exact[2].grad.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('trainable', [True, False])  # other kernels
+def test_aligned_bias_on_cuda(dtype, trainable):
+    grid = (14, 14)  # 197 tokens: rows of 200
+    q, k, v = (torch.randn(2, 2, 197, 32) for _ in range(3))
+    table = torch.randn(num_table_rows(grid), 2)
+    with torch.set_grad_enabled(trainable):
+        on_cuda = [x.cuda().requires_grad_(trainable) for x in (q, k, v, table)]
+        halves = [x.to(dtype) for x in on_cuda[:3]]
+        found = attend(*halves, table_to_bias(on_cuda[3], grid, grid))
+    expected = slow_attention(q, k, v, table_to_bias(table, grid, grid)[..., :197])
+    assert relative_error(found.detach().cpu().float(), expected) < 2**-5
+    if trainable:
+        found.float().sum().backward()
+        assert on_cuda[3].grad.dtype == torch.float32 and on_cuda[3].grad.isfinite().all()

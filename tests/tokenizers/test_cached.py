@@ -61,3 +61,9 @@ def test_what_a_cache_cannot_do_is_said(tokenizer):
     tokenizer.precision = 'bf16'
     with pytest.raises(ValueError, match='leave tokenizer_precision'):
         tokenizer(tokenizer.random_view(1, (4, 4)))
+
+
+@pytest.mark.gpu
+def test_records_decode_alike_on_cuda(tokenizer):
+    records = tokenizer.random_view(3, (4, 4))
+    assert torch.equal(tokenizer(records.cuda()).cpu(), tokenizer(records))
