@@ -110,7 +110,8 @@ class CacheBuilder:
         grid = size[0] // stride, size[1] // stride
         check_tokens(size, stride, grid)
         vocab_size = self.tokenizer.vocab_size
-        record = RecordFormat(vocab_size, grid, k or vocab_size, tau_of(cfg, k), dtype).check()
+        kept = vocab_size if k is None else k
+        record = RecordFormat(vocab_size, grid, kept, tau_of(cfg, k), dtype).check()
         image_bytes = num_crops * (record.num_bytes + HEAD.size)
         self.plan = CachePlan(
             record,

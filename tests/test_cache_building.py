@@ -186,6 +186,11 @@ def test_a_changing_tau_needs_all_codes(root):
     assert CacheBuilder(cfg, None).plan.record.tau == 2.0
 
 
+def test_no_code_is_not_all_codes(root):
+    with pytest.raises(ValueError, match='k is 0'):
+        CacheBuilder(tiny_config(root), 0)
+
+
 def test_tool_tries_and_builds(root):
     cfg = tiny_config(root)
     config = root / 'config.py'
