@@ -19,15 +19,7 @@ from .bad_samples import OUTAGES
 from .config_checks.grids import check_tokens
 from .head import MCBEiTHead
 from .images import BadImageError
-from .target_cache import (
-    HEAD,
-    MANIFEST,
-    NO_IMAGE,
-    UNFINISHED,
-    CachePlan,
-    file_name,
-    image_check,
-)
+from .target_cache import HEAD, MANIFEST, NO_IMAGE, UNFINISHED, CachePlan, file_name, image_check
 from .token_records import Fidelity, RecordFormat, encode, fidelity
 from .tokenizers.base import Tokenizer
 from .transforms import FixedCrops, TwoViewRandomResizedCrop
