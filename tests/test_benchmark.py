@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, relative_error
@@ -63,16 +62,31 @@ def test_ratios_are_taken_within_a_round(module, monkeypatch):
     assert result['sides']['ours']['per_second'] == pytest.approx(8 / seconds)
 
 
-def test_flops_and_memory_are_counted(module):
+def test_flops_are_counted(module):
     measure = module('measure')
     left, right = torch.randn(3, 5), torch.randn(5, 7)
     assert measure.count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
-    size = 2**26
-    peak = measure.peak_memory(lambda: np.ones(size, np.uint8), 'cpu')
-    if peak is None:
-        pytest.skip('the system does not tell')
-    assert 0.95 * size < peak < 1.3 * size
     assert measure.matmul_rate('cpu', torch.float32) > 1e8
+
+
+PEAK = """
+import sys
+import numpy as np
+sys.path.insert(0, 'tools')
+from benchmarks import measure
+np.ones(2**27, np.uint8)  # a peak of before does not count
+print(measure.peak_memory(lambda: np.ones(2**26, np.uint8), 'cpu'))
+"""
+
+
+def test_memory_is_counted_in_a_fresh_process():
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, '-c', PEAK]
+    out = subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    peak = out.stdout.split()[-1]
+    if peak == 'None':
+        pytest.skip('the system does not tell')
+    assert 0.95 * 2**26 < int(peak) < 1.3 * 2**26
 
 
 def test_table_says_which_goals_are_met(module):
@@ -103,8 +117,7 @@ def test_script_measures_time_and_memory(tmp_path):
     (case,) = content['results']
     for found in case['sides'].values():
         assert found['seconds'][1] > 0 and found['gflop'] > 0 and found['share'] > 0
-        if sys.platform == 'linux':
-            assert found['peak'] > 0
+        assert found['peak'] is None or found['peak'] > 0
     assert case['sides']['ours']['gflop'] < case['sides']['plain']['gflop']  # masked rows only
     assert content['environment']['torch'] == torch.__version__
     assert '| ours |' in files[1].read_text() and 'ours' in result.stdout
