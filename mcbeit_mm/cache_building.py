@@ -103,7 +103,8 @@ class CacheBuilder:
         check_tokens(size, stride, grid)
         vocab_size = self.tokenizer.vocab_size
         kept = vocab_size if k is None else k
-        record = RecordFormat(vocab_size, grid, kept, tau_of(cfg, k), dtype).check()
+        tau = tau_of(cfg, all_codes=kept == vocab_size)
+        record = RecordFormat(vocab_size, grid, kept, tau, dtype).check()
         image_bytes = num_crops * (record.num_bytes + HEAD.size)
         self.plan = CachePlan(
             record,
@@ -230,10 +231,10 @@ def load_tokenizer(cfg: Config) -> Tokenizer:
     return tokenizer
 
 
-def tau_of(cfg: Config, k: int | None) -> float:
+def tau_of(cfg: Config, all_codes: bool) -> float:
     """The head's tau; ValueError if it changes in training and not all codes are kept."""
     hooks = cfg.get('custom_hooks') or []
-    if k is not None and any(hook.type == 'TauWarmupHook' for hook in hooks):
+    if not all_codes and any(hook.type == 'TauWarmupHook' for hook in hooks):
         raise ValueError('TauWarmupHook changes tau, the codes left out are kept for one: keep all')
     default = inspect.signature(MCBEiTHead).parameters['tau'].default
     return float(cfg.model.head.get('tau', default))

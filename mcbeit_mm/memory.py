@@ -11,11 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from . import attention
 from .synthetic import training_batch
 
 GIB = 2**30
+PRODUCTS = {
+    getattr(torch.ops.aten, name)
+    for name in ('mm', 'bmm', 'addmm', 'addmm_', 'baddbmm', 'convolution')
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,28 @@ def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', torch.bfloat16, enabled=half),
         _lean_attention(),
+        _RandomProducts(),
     ):
         result = run()
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del result  # only now may the graph and its tensors go
     return total
+
+
+class _RandomProducts(TorchDispatchMode):
+    """Puts random numbers in place of matrix products and convolutions.
+
+    No value matters but that detectors' proposals lie everywhere, and CPUs without bfloat16
+    would compute for an hour. Autograd and autocast come before, so the same tensors are kept.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket not in PRODUCTS:
+            return func(*args, **kwargs or {})
+        if func.overloadpacket is torch.ops.aten.addmm_:
+            return args[0]
+        like = func(*tree_map_only(Tensor, lambda x: x.to('meta'), args), **kwargs or {})
+        return torch.empty_like(like, device=args[0].device).normal_()
 
 
 class _LeanAttention(torch.autograd.Function):

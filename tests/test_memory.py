@@ -5,6 +5,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mcbeit_mm import memory
 from mcbeit_mm.memory import _kept_bytes, estimate_memory
 from mcbeit_mm.synthetic import training_batch
 
@@ -86,6 +87,27 @@ def test_attention_is_restored():
     original = nn.functional.scaled_dot_product_attention
     estimate_memory(classifier(), (32, 32))
     assert nn.functional.scaled_dot_product_attention is original
+
+
+def test_random_products_keep_what_real_ones_keep(monkeypatch):
+    sizes = [estimate_memory(classifier(), (64, 64), half) for half in (True, False)]
+    monkeypatch.setattr(memory, 'PRODUCTS', set())
+    assert sizes == [estimate_memory(classifier(), (64, 64), half) for half in (True, False)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_random_products(dtype):
+    nan = torch.full((2, 4, 6, 6), torch.nan, dtype=dtype)
+    weight, matrix = torch.zeros(8, 4, 3, 3, dtype=dtype), nan.flatten(2)
+    with memory._RandomProducts():
+        found = nn.functional.conv2d(nan, weight, stride=2, padding=1)
+        product, own = matrix.mT @ matrix, torch.zeros(4, 4, dtype=dtype)
+        own.addmm_(matrix[0], matrix[1].T)
+        assert (matrix[0] + 1).isnan().all()  # all else is computed
+    assert found.shape == (2, 8, 3, 3) and product.shape == (2, 36, 36)
+    for x in (found, product):
+        assert x.dtype == dtype and x.isfinite().all() and 0.7 < x.float().std() < 1.3
+    assert not own.any()
 
 
 def test_unknown_model_is_refused():
