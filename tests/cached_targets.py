@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from conftest import TINY_VQGAN
 from mmengine.config import Config
 from PIL import Image
 
@@ -9,19 +10,6 @@ from mcbeit_mm.cache_building import CacheBuilder
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
-TINY = dict(
-    ddconfig=dict(
-        z_channels=8,
-        resolution=16,
-        ch=8,
-        ch_mult=[1, 2],
-        num_res_blocks=1,
-        attn_resolutions=[],
-        num_groups=2,
-    ),
-    n_embed=16,
-    embed_dim=4,
-)
 NUM_IMAGES = 6
 
 
@@ -44,7 +32,7 @@ def tiny_config(root, **head):
     tokenizer = root / 'tokenizer.pt'
     if not tokenizer.exists():
         torch.manual_seed(1)
-        torch.save(GumbelVQGANTokenizer(**TINY).state_dict(), tokenizer)
+        torch.save(GumbelVQGANTokenizer(**TINY_VQGAN).state_dict(), tokenizer)
     model = dict(
         type='MCBEiT',
         data_preprocessor=dict(
@@ -57,7 +45,7 @@ def tiny_config(root, **head):
         ),
         backbone=dict(type='MCBEiTViT', arch=ARCH, img_size=32, patch_size=8),
         head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=None, **head),
-        target_generator=dict(type='GumbelVQGANTokenizer', checkpoint=str(tokenizer), **TINY),
+        target_generator=dict(type='GumbelVQGANTokenizer', checkpoint=str(tokenizer), **TINY_VQGAN),
     )
     pipeline = [
         dict(type='LoadCheckedImage'),

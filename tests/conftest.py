@@ -15,6 +15,20 @@ from mmengine.registry import DefaultScope
 
 GOLDEN = Path(__file__).parent / 'golden'
 ROOT = Path(__file__).parent.parent
+# Sizes of a Gumbel or EMA VQGAN: 16 codes, two pixels per token.
+TINY_VQGAN = dict(
+    ddconfig=dict(
+        z_channels=8,
+        resolution=16,
+        ch=8,
+        ch_mult=[1, 2],
+        num_res_blocks=1,
+        attn_resolutions=[],
+        num_groups=2,
+    ),
+    n_embed=16,
+    embed_dim=4,
+)
 
 
 @pytest.fixture(autouse=True)

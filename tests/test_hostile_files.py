@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, TINY_VQGAN
 from hostile_files import FORMATS, Payload, payloads
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
@@ -36,19 +36,6 @@ from mcbeit_mm.pins import sha256_of
 
 KINDS = list(payloads(Path('mark')))
 EXPECTED = (SetupError, ValueError, yaml.YAMLError)  # what a refusal may raise
-VQGAN = dict(
-    ddconfig=dict(
-        z_channels=8,
-        resolution=16,
-        ch=8,
-        ch_mult=[1, 2],
-        num_res_blocks=1,
-        attn_resolutions=[],
-        num_groups=2,
-    ),
-    n_embed=16,
-    embed_dim=4,
-)
 
 
 @pytest.fixture
@@ -273,8 +260,8 @@ def test_tokenizers(mark, tmp_path, kind, how):
     file = save(kind, mark, tmp_path / 'x.pkl', how)
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=8)
     for tokenizer, sizes in (
-        (tokenizers.GumbelVQGANTokenizer, VQGAN),
-        (tokenizers.EMAVQGANTokenizer, VQGAN),
+        (tokenizers.GumbelVQGANTokenizer, TINY_VQGAN),
+        (tokenizers.EMAVQGANTokenizer, TINY_VQGAN),
         (tokenizers.DiscreteVAETokenizer, dict(num_tokens=4, codebook_dim=4, hidden_dim=4)),
         (tokenizers.DALLETokenizer, dict(n_hid=4, vocab_size=4)),
         (tokenizers.VQKDTokenizer, dict(arch=arch, img_size=32, n_embed=4, embed_dim=4)),

@@ -5,24 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_VQGAN
 
 from mcbeit_mm.checkpoint import read_checkpoint
 from mcbeit_mm.pins import checked_path, split_pin
 
 HEX = 'ab' * 32
-VQGAN = dict(
-    ddconfig=dict(
-        z_channels=8,
-        resolution=16,
-        ch=8,
-        ch_mult=[1, 2],
-        num_res_blocks=1,
-        attn_resolutions=[],
-        num_groups=2,
-    ),
-    n_embed=16,
-    embed_dim=4,
-)
 
 
 @pytest.fixture
@@ -107,7 +95,7 @@ def test_tokenizers_take_pins(tmp_path):
     from mcbeit_mm.tokenizers import DALLETokenizer, DiscreteVAETokenizer, GumbelVQGANTokenizer
     from mcbeit_mm.tokenizers.release import write_release
 
-    write_release(tmp_path / 'vqgan', GumbelVQGANTokenizer(**VQGAN), VQGAN)
+    write_release(tmp_path / 'vqgan', GumbelVQGANTokenizer(**TINY_VQGAN), TINY_VQGAN)
     dvae_sizes = dict(num_tokens=4, codebook_dim=4, num_layers=1, hidden_dim=4)
     torch.save(
         {'weights': DiscreteVAETokenizer(**dvae_sizes).state_dict()},

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from conftest import TINY_VQGAN
 
 from mcbeit_mm.hooks import ExportTokenizerHook
 from mcbeit_mm.tokenizers import (
@@ -13,19 +14,6 @@ from mcbeit_mm.tokenizers import (
     GumbelVQGANTrainer,
 )
 
-TINY = dict(
-    ddconfig=dict(
-        z_channels=8,
-        resolution=16,
-        ch=8,
-        ch_mult=[1, 2],
-        num_res_blocks=1,
-        attn_resolutions=[],
-        num_groups=2,
-    ),
-    n_embed=16,
-    embed_dim=4,
-)
 BOTH = pytest.mark.parametrize(
     'trainer, tokenizer, target',
     [
@@ -36,7 +24,7 @@ BOTH = pytest.mark.parametrize(
 
 
 def build(trainer, warmup_iters=0):
-    return trainer(**TINY, warmup_iters=warmup_iters, total_iters=10)
+    return trainer(**TINY_VQGAN, warmup_iters=warmup_iters, total_iters=10)
 
 
 def runner_of(model, folder, rank=0):

@@ -7,19 +7,6 @@ import torch
 import yaml
 from conftest import GOLDEN
 
-TINY = dict(
-    ddconfig=dict(
-        z_channels=8,
-        resolution=16,
-        ch=8,
-        ch_mult=[1, 2],
-        num_res_blocks=1,
-        attn_resolutions=[],
-        num_groups=2,
-    ),
-    n_embed=16,
-    embed_dim=4,
-)
 TARGETS = {'gumbel': 'GumbelVQ', 'ema': 'EMAVQ'}
 
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from golden_tokenizers import TINY
+from conftest import TINY_VQGAN
 
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
 
 def test_attention_follows_the_nominal_resolution():
-    ddconfig = TINY['ddconfig'] | dict(attn_resolutions=[8])
+    ddconfig = TINY_VQGAN['ddconfig'] | dict(attn_resolutions=[8])
     tokenizer = GumbelVQGANTokenizer(ddconfig, 16, 4)
     names = [name for name in tokenizer.state_dict() if '.attn.' in name]
     assert names and all('.down.1.' in name or '.up.1.' in name for name in names)
@@ -16,4 +16,4 @@ def test_attention_follows_the_nominal_resolution():
 @pytest.mark.parametrize('change', [dict(nonsense=1), dict(double_z=True)])
 def test_bad_ddconfig(change):
     with pytest.raises(ValueError, match='nonsense|double_z'):
-        GumbelVQGANTokenizer(TINY['ddconfig'] | change, 16, 4)
+        GumbelVQGANTokenizer(TINY_VQGAN['ddconfig'] | change, 16, 4)

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, relative_error
-from golden_tokenizers import TINY, write_golden
+from conftest import ROOT, TINY_VQGAN, relative_error
+from golden_tokenizers import write_golden
 
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer, Tokenizer
 from mcbeit_mm.tokenizers.base import sha256_of_tensors
 
 
 def test_frozen():
-    tokenizer = GumbelVQGANTokenizer(**TINY)
+    tokenizer = GumbelVQGANTokenizer(**TINY_VQGAN)
     assert isinstance(tokenizer, Tokenizer)
     assert tokenizer.train() is tokenizer
     assert not any(module.training for module in tokenizer.modules())
@@ -23,7 +23,7 @@ def test_frozen():
 
 
 def test_fp32_under_autocast():
-    tokenizer = GumbelVQGANTokenizer(**TINY)
+    tokenizer = GumbelVQGANTokenizer(**TINY_VQGAN)
     images = torch.rand(1, 3, 16, 16)
     expected = tokenizer(images)
     with torch.autocast('cpu', torch.bfloat16):
@@ -34,7 +34,7 @@ def test_fp32_under_autocast():
 
 @pytest.mark.parametrize(('precision', 'bound'), [('bf16', 2**-6), ('fp16', 2**-9)])
 def test_half_precision_on_request(precision, bound):
-    tokenizer = GumbelVQGANTokenizer(**TINY)
+    tokenizer = GumbelVQGANTokenizer(**TINY_VQGAN)
     images = torch.rand(2, 3, 16, 16)
     exact = tokenizer(images)
     tokenizer.precision = precision
@@ -49,7 +49,7 @@ def test_half_precision_on_request(precision, bound):
 
 @pytest.mark.slow
 def test_compiled_encoder():
-    tokenizer = GumbelVQGANTokenizer(**TINY)
+    tokenizer = GumbelVQGANTokenizer(**TINY_VQGAN)
     images = torch.rand(2, 3, 16, 16)
     exact = tokenizer(images)
     tokenizer.compiled = True
@@ -69,7 +69,7 @@ def test_compiled_encoder():
 )
 def test_bad_images(images):
     with pytest.raises(ValueError, match='multiples of 2'):
-        GumbelVQGANTokenizer(**TINY)(images)
+        GumbelVQGANTokenizer(**TINY_VQGAN)(images)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_bad_images(images):
 )
 def test_bad_tokens(tokens):
     with pytest.raises(ValueError, match=r'in \[0, 16\)'):
-        GumbelVQGANTokenizer(**TINY).decode(tokens)
+        GumbelVQGANTokenizer(**TINY_VQGAN).decode(tokens)
 
 
 def test_identity(tmp_path, golden):
@@ -106,11 +106,11 @@ def test_identity_without_a_file_is_that_of_the_tensors():
 import torch
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 torch.manual_seed(3)
-print(GumbelVQGANTokenizer(**{TINY!r}).identity['sha256'])
+print(GumbelVQGANTokenizer(**{TINY_VQGAN!r}).identity['sha256'])
 """
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     torch.manual_seed(3)
-    tokenizer = GumbelVQGANTokenizer(**TINY)
+    tokenizer = GumbelVQGANTokenizer(**TINY_VQGAN)
     assert tokenizer.identity['checkpoint'] is None
     assert run.stdout.split()[-1] == tokenizer.identity['sha256'], run.stderr
     other = copy.deepcopy(tokenizer)

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from conftest import relative_error
-from golden_tokenizers import TINY, golden_state, sizes_of
+from conftest import TINY_VQGAN, relative_error
+from golden_tokenizers import golden_state, sizes_of
 from trainers import PREPROCESSOR, build, error_of, pictures, run, steps
 
 from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer, EMAVQGANTrainer, GumbelVQGANTokenizer
@@ -121,6 +121,6 @@ def test_training_improves_and_exports(tmp_path):
         vqgan = copy.deepcopy(model.vqgan).eval().to(memory_format=torch.channels_last)
         assert torch.equal(tokenizer(images), vqgan.encode(x))
     state = torch.load(folder / 'last.ckpt', weights_only=True)['state_dict']
-    assert state.keys() == EMAVQGAN(**TINY).state_dict().keys()
+    assert state.keys() == EMAVQGAN(**TINY_VQGAN).state_dict().keys()
     with pytest.raises(ValueError, match="use type='EMAVQGANTokenizer'"):
         GumbelVQGANTokenizer(checkpoint=folder)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import relative_error
-from golden_tokenizers import TINY, golden_state, images_of, save_state, write_golden
+from conftest import TINY_VQGAN, relative_error
+from golden_tokenizers import golden_state, images_of, save_state, write_golden
 
 from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer, GumbelVQGANTokenizer
 
@@ -47,15 +47,15 @@ def test_golden_decoder(ema, tokenizer):
 
 def test_logits_by_their_definition():
     torch.manual_seed(1)
-    model = EMAVQGAN(**TINY)
-    latents = torch.randn(2, TINY['embed_dim'], 3, 5)
+    model = EMAVQGAN(**TINY_VQGAN)
+    latents = torch.randn(2, TINY_VQGAN['embed_dim'], 3, 5)
     difference = latents[:, None] - model.codebook[None, :, :, None, None]
     assert relative_error(model.token_logits(latents), -difference.square().sum(dim=2)) <= 1e-5
 
 
 @pytest.mark.parametrize('n_embed', [16, 24])
 def test_the_vocabulary_is_not_fixed(n_embed):
-    config = TINY | dict(n_embed=n_embed)
+    config = TINY_VQGAN | dict(n_embed=n_embed)
     tokenizer = EMAVQGANTokenizer(**config)
     assert tokenizer(torch.rand(1, 3, 8, 12)).shape == (1, n_embed, 4, 6)
     assert tokenizer.decode(torch.full((1, 2, 2), n_embed - 1)).shape == (1, 3, 4, 4)
@@ -64,7 +64,7 @@ def test_the_vocabulary_is_not_fixed(n_embed):
 
 def test_the_optimizer_leaves_the_codes_alone():
     with torch.device('meta'):
-        model = EMAVQGAN(TINY['ddconfig'], n_embed=8192, embed_dim=256)
+        model = EMAVQGAN(TINY_VQGAN['ddconfig'], n_embed=8192, embed_dim=256)
     codes = {k: v for k, v in model.named_parameters() if k.startswith('quantize.')}
     assert {name: tuple(code.shape) for name, code in codes.items()} == {
         'quantize.embedding.weight': (8192, 256),

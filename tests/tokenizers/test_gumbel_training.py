@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_tokenizers import TINY
+from conftest import TINY_VQGAN
 from trainers import PREPROCESSOR, build, error_of, pictures, run, steps
 
 from mcbeit_mm.tokenizers import GumbelVQGAN, GumbelVQGANTokenizer, GumbelVQGANTrainer
@@ -30,7 +30,7 @@ def test_training_improves_and_exports(tmp_path):
         assert torch.equal(tokenizer(images), vqgan.encode(x))
     assert sorted(path.name for path in folder.iterdir()) == ['last.ckpt', 'model.yaml']
     state = torch.load(folder / 'last.ckpt', weights_only=True)['state_dict']
-    assert state.keys() == GumbelVQGAN(**TINY).state_dict().keys()
+    assert state.keys() == GumbelVQGAN(**TINY_VQGAN).state_dict().keys()
 
 
 def test_losses():
@@ -41,14 +41,14 @@ def test_losses():
         2 * float(losses['rec']) + 0.5 * float(losses['kl']), rel=1e-5
     )
     assert 0 < float(losses['codebook_usage']) <= 1
-    assert 1 <= float(losses['perplexity']) <= TINY['n_embed'] + 1e-3
+    assert 1 <= float(losses['perplexity']) <= TINY_VQGAN['n_embed'] + 1e-3
     losses['loss'].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_quantize_by_its_definition():
     model = trainer(kl_weight=0.5, temperature=(0.7, 0.7))
-    latents = torch.randn(2, TINY['embed_dim'], 3, 3)
+    latents = torch.randn(2, TINY_VQGAN['embed_dim'], 3, 3)
     torch.manual_seed(1)
     found = model.quantize(latents)
     logits = model.vqgan.quantize['proj'](latents).detach()

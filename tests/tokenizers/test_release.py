@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import relative_error
-from golden_tokenizers import TINY, golden_state, images_of, save_state, sizes_of, write_golden
+from conftest import TINY_VQGAN, relative_error
+from golden_tokenizers import golden_state, images_of, save_state, sizes_of, write_golden
 
 from mcbeit_mm.tokenizers import GumbelVQGAN, GumbelVQGANTokenizer
 from mcbeit_mm.tokenizers.release import write_release
@@ -111,8 +111,8 @@ def test_without_decoder(gumbel, released):
 def test_write_release_replaces_a_folder(tmp_path):
     torch.manual_seed(1)
     for _ in range(2):
-        model = GumbelVQGAN(**TINY)
-        write_release(tmp_path, model, TINY)
+        model = GumbelVQGAN(**TINY_VQGAN)
+        write_release(tmp_path, model, TINY_VQGAN)
     assert torch.equal(
         GumbelVQGANTokenizer(checkpoint=tmp_path).quant_conv.weight, model.quant_conv.weight
     )

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import ROOT
-from golden_tokenizers import TINY
+from conftest import ROOT, TINY_VQGAN
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -230,7 +229,7 @@ def train_rank(rank, folder, cls):
     )
     torch.manual_seed(rank)
     model = cls(
-        **TINY,
+        **TINY_VQGAN,
         warmup_iters=2,
         total_iters=10,
         discriminator=DISCRIMINATOR,

@@ -1,7 +1,7 @@
 """What the tests of the trainers share: pictures that few codes suffice for, and a Runner."""
 
 import torch
-from golden_tokenizers import TINY
+from conftest import TINY_VQGAN
 from mmengine.dataset import default_collate
 from mmengine.runner import Runner
 
@@ -33,7 +33,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def build(cls, warmup_iters=0, total_iters=100, **kwargs):
     torch.manual_seed(0)
-    return cls(**TINY, warmup_iters=warmup_iters, total_iters=total_iters, **kwargs)
+    return cls(**TINY_VQGAN, warmup_iters=warmup_iters, total_iters=total_iters, **kwargs)
 
 
 def steps(trainer, count, lr=2e-3, batch_size=8):
