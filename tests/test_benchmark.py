@@ -41,6 +41,16 @@ def test_full_sizes_are_those_of_the_titles(module):
     assert module('plain_step').sizes_of_tokenizer(False)['n_embed'] == 8192
 
 
+@pytest.mark.parametrize('flags', ['avx2', 'avx2 avx512_bf16', 'amx_bf16'])
+def test_half_precision_is_measured_where_it_is_fast(module, monkeypatch, tmp_path, flags):
+    (tmp_path / 'cpuinfo').write_text(f'flags : {flags}')
+    monkeypatch.setattr(module('measure'), 'CPU', tmp_path / 'cpuinfo')
+    for device, fast in (('cpu', 'bf16' in flags), ('cuda', True)):
+        kinds = {case.settings['kind'] for case in module('loss').cases(device, quick=False)}
+        (case,) = module('tokenizer').cases(device, quick=False)
+        assert ('bf16' in kinds) == ('ours, bf16' in case.sides) == fast
+
+
 def test_ratios_are_taken_within_a_round(module, monkeypatch):
     measure = module('measure')
     order, speeds = [], {'plain': 2.0, 'fast': 1.0, 'ours': 0.5}

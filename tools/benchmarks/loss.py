@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Case
+from benchmarks.measure import Case, fast_bf16
 from mcbeit_mm.losses import multi_choice_loss
 from mcbeit_mm.targets import multi_choice_targets
 
@@ -16,7 +16,8 @@ TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 def cases(device: str, quick: bool) -> list[Case]:
     """Time at a batch that a machine likes, memory at one where it counts."""
     grid, vocab_size, dims = (4, 64, 32) if quick else (14, 8192, 768)
-    batches = [('fp32', 128), ('bf16', 128)] if device == 'cuda' else [('fp32', 8), ('bf16', 8)]
+    kinds = ('fp32', 'bf16') if fast_bf16(device) else ('fp32',)
+    batches = [(kind, 128 if device == 'cuda' else 8) for kind in kinds]
     if quick:
         batches = [('fp32', 2)]
     elif device == 'cpu':

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 2**20
 SCRIPT = Path(__file__).parents[1] / 'benchmark.py'
+CPU = Path('/proc/cpuinfo')
 
 
 class Case(NamedTuple):
@@ -118,6 +119,12 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 is multiplied in hardware: other CPUs take 20 times the time of fp32."""
+    known = CPU.read_text() if device == 'cpu' and CPU.exists() else ''
+    return device != 'cpu' or 'amx_bf16' in known or 'avx512_bf16' in known
+
+
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """The most FLOP/s of a square matrix product, over two sizes and five repetitions of each."""
     best = 0.0
@@ -166,9 +173,8 @@ def peak_of_child(topic: str, case: int, side: str, device: str, quick: bool) ->
 def environment(device: str) -> dict:
     """Where the figures come from."""
     processor = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        lines = info.read_text().splitlines()
+    if CPU.exists():
+        lines = CPU.read_text().splitlines()
         names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
         processor = names[0] if names else processor
     found = dict(
