@@ -76,6 +76,8 @@ def test_flops_are_counted(module):
     measure = module('measure')
     left, right = torch.randn(3, 5), torch.randn(5, 7)
     assert measure.count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+    own = torch.zeros(3, 7)
+    assert measure.count_flops(lambda: own.addmm_(left, right)) == 2 * 3 * 5 * 7
     assert measure.matmul_rate('cpu', torch.float32) > 1e8
 
 
