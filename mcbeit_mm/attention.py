@@ -35,12 +35,17 @@ def offset_bias(offsets: Tensor, grid: Grid, top: int, bottom: int) -> Tensor:
     """Bias (1, heads, rows * w, h * w) of the queries in rows top to bottom of a patch grid (h, w)
     from the table (heads, 2h - 1, 2w - 1) of their offsets.
     """
+    return _reversed_bias(offsets, grid, top, bottom).flip(2)
+
+
+def _reversed_bias(offsets: Tensor, grid: Grid, top: int, bottom: int) -> Tensor:
+    """`offset_bias` of the queries in reverse order: one copy out of the table."""
     h, w = grid
     # The keys of query (y, x) have the offsets (y - y', x - x'): with the table turned by
     # 180 degrees they are its h x w cut that starts at (h - 1 - y, w - 1 - x).
     turned = offsets.flip(1, 2)[:, h - bottom : 2 * h - top - 1]
     cuts = turned.unfold(1, h, 1).unfold(2, w, 1)
-    return cuts.flip(1, 2).reshape(1, len(offsets), -1, h * w)
+    return cuts.reshape(1, len(offsets), -1, h * w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,4 +80,6 @@ class BandedBias:
     def _band(
         self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, top: int, bottom: int
     ) -> Tensor:
-        return attend(q, k, v, offset_bias(offsets, self.grid, top, bottom))
+        # A query has fewer numbers to turn round than its row of the bias.
+        bias = _reversed_bias(offsets, self.grid, top, bottom)
+        return attend(q.flip(2), k, v, bias).flip(2)
