@@ -21,7 +21,7 @@ STEP = re.compile(
 )
 SHOWN = ('eta', 'loss', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1')
 SHOWN += ('top1', 'mIoU', 'bbox_mAP', 'segm_mAP', 'images_per_s')
-FP32_TIME = 2.1  # of that in bf16; measured on two processors: 27 minutes, 13
+FP32_TIME = 2.1  # times the stages' minutes: 27 were measured where their sum says 13
 TRANSFERS = {  # task -> config, minutes, what it learns
     'classification': (1.7, 'which digit an image shows'),
     'segmentation': (1.5, 'the digit of every pixel (UperNet)'),
