@@ -10,43 +10,11 @@ from . import mmcv_ops
 
 mmcv_ops.install()  # before anything imports mmcv.ops
 
-from . import (  # noqa: E402
-    backbone,
-    datasets,
-    detection,
-    head,
-    hooks,
-    images,
-    linear_probe,
-    loops,
-    losses,
-    mcbeit,
-    optim,
-    preprocessor,
-    safe_loading,
-    sharding,
-    shards,
-    tokenizers,
-    transforms,
-)
-
-__all__ = [
-    'backbone',
-    'datasets',
-    'detection',
-    'head',
-    'hooks',
-    'images',
-    'linear_probe',
-    'loops',
-    'losses',
-    'mcbeit',
-    'mmcv_ops',
-    'optim',
-    'preprocessor',
-    'safe_loading',
-    'sharding',
-    'shards',
-    'tokenizers',
-    'transforms',
-]
+# ruff: noqa: E402, F401
+from . import backbone, detection, head, losses, mcbeit, optim, tokenizers, transforms
+from .cached_targets import crops, tokenizer
+from .datasets import images, photo_folder, shards
+from .engine import hooks, loops, sharding
+from .evaluation import linear_probe
+from .layers import preprocessor
+from .weights import mmengine_loading

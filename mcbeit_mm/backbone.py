@@ -16,10 +16,10 @@ from timm.layers import PatchEmbed, calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
-from .fitting import PretrainedMixin, adapt_on_load
-from .position_fitting import fit_vit, stretch_pos_embed
-from .rel_pos import Grid, KeptBiases, num_table_rows, table_to_bias
+from .layers.blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
+from .layers.rel_pos import Grid, KeptBiases, num_table_rows, table_to_bias
+from .weights.fitting import PretrainedMixin, adapt_on_load
+from .weights.positions import fit_vit, stretch_pos_embed
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 REL_POS = ('shared', 'per_block', 'none')

@@ -1,86 +1,18 @@
-"""Checkpoints: reading them without running code from the file, loading, renaming."""
+"""Read, load and rename checkpoints: the public face of `weights`."""
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
-from . import fitting, weight_names
-from .inert_pickle import load_inert, reason
-from .pins import check_pin, split_pin
-from .pins import sha256_of as sha256_of  # part of this module's interface
-from .rel_pos import Grid
+from .layers.rel_pos import Grid
+from .weights import fitting
+from .weights.names import convert
+from .weights.reading import read_checkpoint, state_dict_of
 
-WRAPPER_KEYS = ('state_dict', 'model', 'module')
-RESAVE = "re-save it where it was made as torch.save({'state_dict': model.state_dict()}, path)"
-DEEPSPEED_FILE = 'mp_rank_00_model_states.pt'
-HF_FILES = ('model.safetensors', 'pytorch_model.bin')
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a checkpoint to CPU without executing anything the file says.
-
-    Tensors, numbers, strings and containers come back as they were saved. Objects of other
-    classes (``argparse.Namespace``, Lightning callbacks, NumPy values, ...) come back as
-    inert stand-ins, subclasses of ``dict`` and ``list`` as plain ones, and a file that holds a
-    whole module (``torch.save(module)``) gives the bare state dict.
-
-    Args:
-        path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without
-            foreign objects), a ``.safetensors`` file, which gives the bare state dict, a work dir
-            (its newest checkpoint), or a folder of DeepSpeed (not ZeRO stage 3) or Hugging Face.
-            `PATH#sha256=HEX` pins what the file must be, see `pins`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another folder or hash, a damaged file, or content only code could restore.
-    """
-    if '://' in str(path):
-        raise ValueError(f'{path} is an address: download it and give the file')
-    name, pin = split_pin(path)
-    path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')
-    files = _files_of_folder(path) if path.is_dir() else [path]
-    if pin and len(files) > 1:
-        raise ValueError(f'{path} holds a checkpoint in {len(files)} files, which no hash pins')
-    checkpoint: dict = {}
-    for file in files:
-        checkpoint |= _read_file(check_pin(file, pin))
-    return checkpoint
-
-
-def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name.
-
-    Wrappers (``state_dict``, ``model``, ``module``, also nested) and a ``module.`` prefix
-    common to all names are removed; entries that are not tensors are left out.
-
-    Raises:
-        ValueError: there are no tensors.
-    """
-    inner: Mapping[str, Any] = checkpoint
-    while key := next((k for k in WRAPPER_KEYS if _holds_tensors(inner.get(k))), None):
-        inner = inner[key]
-    tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not tensors:
-        raise ValueError(
-            f'No tensors in the checkpoint: expected a state dict, bare or under one of '
-            f'{list(WRAPPER_KEYS)}, got the keys {[str(k) for k in checkpoint][:20]}'
-        )
-    while all(k.startswith('module.') for k in tensors):
-        tensors = {k.removeprefix('module.'): v for k, v in tensors.items()}
-    return tensors
-
-
-def is_wrapped(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the tensors lie under a key that MMEngine does not look at (`model`, `module`)."""
-    keys = (key for key in WRAPPER_KEYS if _holds_tensors(checkpoint.get(key)))
-    return next(keys, 'state_dict') != 'state_dict'
+__all__ = ['convert', 'load_weights', 'read_checkpoint', 'state_dict_of']
 
 
 def load_weights(
@@ -109,84 +41,3 @@ def load_weights(
     name = 'weights' if isinstance(source, Mapping) else source
     print_log(f'{name}: {report}', logger='current')
     return report
-
-
-def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, Tensor]:
-    """Rename weights of any known naming, without loss; prefixes and index buffers go.
-
-    Args:
-        state_dict: see `weight_names` for what is known; other names stay as they are.
-        to: 'mcbeit' (official names), 'timm' (the same, and a copy of a shared position table for
-            each block, since timm's models have one per block) or 'hf' (as stored in files).
-    """
-    if to not in ('mcbeit', 'timm', 'hf'):
-        raise ValueError(f"to is {to!r}, expected 'mcbeit', 'timm' or 'hf'")
-    official = weight_names.to_official(state_dict)
-    state = weight_names.drop_copied_tables(official.backbone | official.heads)
-    state = {k: v for k, v in state.items() if not k.endswith(weight_names.INDEX)}
-    if to == 'timm':
-        state = weight_names.copy_shared_table(state)
-    elif to == 'hf':
-        state = weight_names.to_hf(state)
-    return state | official.rest
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and (
-        any(isinstance(v, Tensor) for v in value.values())
-        or any(_holds_tensors(value.get(k)) for k in WRAPPER_KEYS)
-    )
-
-
-def _files_of_folder(folder: Path) -> list[Path]:
-    """Files that together are the checkpoint in a work dir, a DeepSpeed or Hugging Face folder."""
-    noted = folder / 'last_checkpoint'
-    if noted.is_file():  # of MMEngine: a path, of which the folder may have moved since
-        newest = folder / Path(noted.read_text().strip()).name
-        return _files_of_folder(newest) if newest.is_dir() else [newest]
-    latest = folder / 'latest'
-    tagged = folder / Path(latest.read_text().strip()).name if latest.is_file() else folder
-    states = sorted(tagged.glob('*mp_rank_*_model_states.pt'))
-    if states:
-        if [file.name for file in states] != [DEEPSPEED_FILE]:
-            raise ValueError(
-                f'{tagged} holds weights split over {len(states)} files ({states[0].name}, ...): '
-                'join them with the zero_to_fp32.py that DeepSpeed put beside them'
-            )
-        return states
-    for name in HF_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f'{name}.index.json'
-        if index.is_file():
-            shards = set(json.loads(index.read_text())['weight_map'].values())
-            return [folder / Path(shard).name for shard in sorted(shards)]
-    raise ValueError(
-        f'{folder} is a folder without a checkpoint of DeepSpeed ({DEEPSPEED_FILE}) or '
-        f'Hugging Face ({", ".join(HF_FILES)}); give the checkpoint file inside it'
-    )
-
-
-def _read_file(path: Path) -> dict:
-    path.open('rb').close()  # a file that may not be read is not a damaged one
-    read = _read_safetensors if path.suffix == '.safetensors' else load_inert
-    try:
-        checkpoint = read(path)
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # damaged bytes make the parsers raise almost anything
-        raise ValueError(
-            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
-            f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict; {RESAVE}')
-    return checkpoint
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f'{path} needs: pip install safetensors') from error
-    return load_file(path)

@@ -16,11 +16,12 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import BandedBias
-from .blocks import arch_sizes, check_choice, init_layers, make_block
-from .detection_positions import OffsetTable, fit_pos_embed, fit_positions
-from .fitting import PretrainedMixin, adapt_on_load
-from .rel_pos import Grid
+from .layers.attention import BandedBias
+from .layers.blocks import arch_sizes, check_choice, init_layers, make_block
+from .layers.offset_tables import OffsetTable, fit_pos_embed
+from .layers.rel_pos import Grid
+from .weights.detection_positions import fit_positions
+from .weights.fitting import PretrainedMixin, adapt_on_load
 
 # Patches from which on attention goes in bands.
 BANDED_FROM = 2048
@@ -31,7 +32,7 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
     """BEiT vision transformer with windowed attention and a four-level pyramid, for detectors.
 
     Images (B, 3, H, W) may have any size: sides that are no multiple of the patch are padded at the
-    right and bottom with zeros, the mean colour. Four maps (B, embed_dims, ., .) come out, with
+    right and bottom with zeros, the mean color. Four maps (B, embed_dims, ., .) come out, with
     4, 2, 1 and 1/2 cells per patch, the last rounded up: strides 4 to 32 for 16-pixel patches.
 
     Args:

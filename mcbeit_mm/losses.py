@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .fused_loss import CHUNK_ELEMENTS, FusedSums, MaskedPlaces, Plan, Precision
+from .layers.fused_loss import CHUNK_ELEMENTS, FusedSums, MaskedPlaces, Plan, Precision
 from .targets import affinity, soft_probs
 
 

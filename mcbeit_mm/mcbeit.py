@@ -10,10 +10,8 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from .blocks import check_choice
-from .config_checks.grids import check_vocab
-from .timer import DeviceTimer
-from .tokenizers.base import PRECISIONS, Tokenizer
+from .layers.blocks import check_choice
+from .tokenizers.base import PRECISIONS, Tokenizer, check_vocab
 
 
 @MODELS.register_module()
@@ -61,7 +59,6 @@ class MCBEiT(BaseSelfSupervisor):
         del self.target_generator  # the base class registers the slot as a (None) attribute
         check_vocab(self.head.vocab_size, vocab_size)
         self._tokenizer = [target_generator]  # a list hides it from nn.Module
-        self.tokenizer_timer = DeviceTimer()
         self.overlap_tokenizer = overlap_tokenizer
 
     @property
@@ -84,7 +81,7 @@ class MCBEiT(BaseSelfSupervisor):
         self.tokenizer.check_view(tokenizer_view, mask.shape[1:], self.head.multi_choice.tau)
         mask = mask.flatten(1)
         device = student_view.device
-        with self._second_stream(tokenizer_view), self.tokenizer_timer.measure(device):
+        with self._second_stream(tokenizer_view):
             token_logits = self.tokenizer(tokenizer_view)
         feats = self.backbone(student_view, mask.to(device, non_blocking=True))[-1][:, 1:]
         self._join(token_logits)

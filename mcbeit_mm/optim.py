@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import INF, _ParamScheduler
@@ -18,6 +17,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_
 from torch import nn
 
 from .errors import SetupError
+from .layers.model_wrappers import unwrap
 
 NO_DECAY = ('cls_token', 'pos_embed')
 
@@ -54,7 +54,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg has unknown keys {sorted(unknown)}, known: {sorted(settings)}'
             )
         settings.update(self.paramwise_cfg)
-        model = module.module if is_model_wrapper(module) else module
+        model = unwrap(module)
         num_layers = model.backbone.num_layers
         groups: dict[tuple[int, bool], dict] = {}
         names: dict[tuple[int, bool], list[str]] = {}

@@ -11,7 +11,7 @@ from torch import nn
 
 from mcbeit_mm.backbone import MCBEiTViT
 from mcbeit_mm.head import MCBEiTHead
-from mcbeit_mm.rel_pos import table_to_bias
+from mcbeit_mm.layers.rel_pos import table_to_bias
 
 TINY = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
 
@@ -125,7 +125,7 @@ def test_inference_keeps_position_biases_and_never_old_ones(rel_pos, monkeypatch
     tables = [p for name, p in model.named_parameters() if name.endswith('bias_table')]
     looked_up = []
     monkeypatch.setattr(
-        'mcbeit_mm.rel_pos.table_to_bias',
+        'mcbeit_mm.layers.rel_pos.table_to_bias',
         lambda *args: looked_up.append(1) or table_to_bias(*args),
     )
     images = torch.randn(1, 3, 64, 64)

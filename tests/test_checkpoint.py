@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mcbeit_mm.checkpoint import is_wrapped, read_checkpoint, sha256_of, state_dict_of
+from mcbeit_mm.fileio.pins import sha256_of
+from mcbeit_mm.weights.reading import is_wrapped, read_checkpoint, state_dict_of
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.tensor([1, -2])}
 

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mcbeit_mm.detection import MCBEiTDetViT, apply_in_windows
-from mcbeit_mm.detection_positions import OffsetTable, fit_offsets
-from mcbeit_mm.rel_pos import position_index
+from mcbeit_mm.layers.offset_tables import OffsetTable, fit_offsets
+from mcbeit_mm.layers.rel_pos import position_index
 
 TABLE = 'relative_position_bias_table'
 TINY = dict(embed_dims=64, num_layers=6, num_heads=4, feedforward_channels=64)

@@ -6,12 +6,7 @@ import torch
 from mmcv.transforms import RandomFlip
 from PIL import Image
 
-from mcbeit_mm.transforms import (
-    BlockMask,
-    PatchMask,
-    RandomPatchMask,
-    TwoViewRandomResizedCrop,
-)
+from mcbeit_mm.transforms import BlockMask, PatchMask, RandomPatchMask, TwoViewRandomResizedCrop
 
 
 def photo(height=90, width=120):

@@ -105,7 +105,7 @@ def execute(command: list[str], log: Path, env: dict[str, str]) -> int:
 
 def perform(step: str, run, args: argparse.Namespace) -> str | None:
     """Do one step of a run; return what went wrong, if anything."""
-    from mcbeit_mm import resume
+    from mcbeit_mm.engine import resume
 
     run.folder.mkdir(parents=True, exist_ok=True)
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}'
@@ -128,7 +128,7 @@ def perform(step: str, run, args: argparse.Namespace) -> str | None:
 
 
 def write_results(runs: list, finetune, out: Path) -> dict:
-    from mcbeit_mm.reporting import ablation_table
+    from mcbeit_mm.ablation import table as ablation_table
 
     results = ablation_table.gather(runs, finetune)
     out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def write_results(runs: list, finetune, out: Path) -> dict:
 
 def run_all(runs: list, finetune, args: argparse.Namespace) -> list[str]:
     """Do what is missing; return the runs that failed."""
-    from mcbeit_mm.ablation import missing_steps
+    from mcbeit_mm.ablation.plan import missing_steps
 
     failed = []
     for number, run in enumerate(runs, start=1):
@@ -164,7 +164,8 @@ def run_all(runs: list, finetune, args: argparse.Namespace) -> list[str]:
 def ablate(args: argparse.Namespace) -> int:
     from mmengine.logging import MMLogger
 
-    from mcbeit_mm import ablation, launch
+    from mcbeit_mm.ablation import plan as ablation
+    from mcbeit_mm.config import launch
 
     MMLogger.get_current_instance().setLevel('WARNING')  # it names variables once per config
     prepare(args)
@@ -176,7 +177,7 @@ def ablate(args: argparse.Namespace) -> int:
         if args.precision:
             launch.set_precision(finetune, args.precision)
     if not args.table_only:  # which is how runs with different tokenizers get into one table
-        ablation.demand_agreement(runs, finetune and (Path(args.finetune), finetune))
+        ablation.check_agreement(runs, finetune and (Path(args.finetune), finetune))
     failed = [] if args.table_only else run_all(runs, finetune, args)
     if args.check:
         return 0
@@ -193,7 +194,9 @@ def stop(*_) -> None:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # heavy imports come after parsing, so that --help answers at once
+    from mcbeit_mm.config import (
+        launch,  # heavy imports come after parsing, so that --help answers at once
+    )
 
     signal.signal(signal.SIGTERM, stop)
     try:

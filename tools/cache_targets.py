@@ -41,8 +41,8 @@ def main() -> None:
     from mmengine.registry import init_default_scope
 
     import mcbeit_mm  # noqa: F401  registers everything
-    from mcbeit_mm import launch
-    from mcbeit_mm.cache_building import CacheBuilder
+    from mcbeit_mm.cached_targets.building import CacheBuilder
+    from mcbeit_mm.config import launch
 
     with launch.one_line_errors(ValueError, OSError):
         cfg = launch.load_config(args.config, args.cfg_options)

@@ -37,8 +37,8 @@ def shown(path: Path | None) -> str:
 def compare(args: argparse.Namespace) -> int:
     from mmengine.logging import MMLogger
 
-    from mcbeit_mm import launch
-    from mcbeit_mm.config_diff import ConfigFile, differences, lookup, settings
+    from mcbeit_mm.config import launch
+    from mcbeit_mm.config.diff import ConfigFile, differences, lookup, settings
 
     MMLogger.get_current_instance().setLevel('WARNING')  # it names variables once per file
     cfgs = [launch.load_config(args.a), launch.load_config(args.b, args.cfg_options)]
@@ -58,7 +58,9 @@ def compare(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # heavy imports come after parsing, so that --help answers at once
+    from mcbeit_mm.config import (
+        launch,  # heavy imports come after parsing, so that --help answers at once
+    )
 
     with launch.one_line_errors(ValueError, FileNotFoundError):
         raise SystemExit(compare(args))

@@ -25,11 +25,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # after parsing: --help answers at once
-    from mcbeit_mm.checkpoint import read_checkpoint, state_dict_of
-    from mcbeit_mm.export import read_label_order, write
-    from mcbeit_mm.pins import split_pin
-    from mcbeit_mm.weight_names import to_official
+    from mcbeit_mm.config import launch  # after parsing: --help answers at once
+    from mcbeit_mm.fileio.pins import split_pin
+    from mcbeit_mm.weights.export import read_label_order, write
+    from mcbeit_mm.weights.names import to_official
+    from mcbeit_mm.weights.reading import read_checkpoint, state_dict_of
 
     with launch.one_line_errors(ValueError, FileNotFoundError):
         src, dst = Path(split_pin(args.src)[0]), Path(args.dst)

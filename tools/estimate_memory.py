@@ -24,8 +24,8 @@ def main() -> None:
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
 
-    from mcbeit_mm import launch
-    from mcbeit_mm.memory import GIB, estimate_memory
+    from mcbeit_mm.config import launch
+    from mcbeit_mm.config.memory import GIB, estimate_memory
 
     print(f'{"GiB":>7}  weights  gradients  AdamW  fixed  per image  batch  config')
     for path in args.configs:

@@ -113,7 +113,7 @@ def measure(backbone, datasets: list, args: argparse.Namespace) -> dict:
     """Score the blocks and choose one for each method."""
     import torch
 
-    from mcbeit_mm import evaluation
+    from mcbeit_mm.evaluation import features as evaluation
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     backbone.to(device)
@@ -144,8 +144,10 @@ def markdown(models: dict[str, dict]) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from mcbeit_mm import evaluation, launch, resume
-    from mcbeit_mm.checkpoint import read_checkpoint, state_dict_of
+    from mcbeit_mm.config import launch
+    from mcbeit_mm.engine import resume
+    from mcbeit_mm.evaluation import features as evaluation
+    from mcbeit_mm.weights.reading import read_checkpoint, state_dict_of
 
     untrained = args.checkpoint == 'random'
     if args.data is None:
@@ -182,7 +184,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # heavy imports come after parsing, so that --help answers at once
+    from mcbeit_mm.config import (
+        launch,  # heavy imports come after parsing, so that --help answers at once
+    )
 
     with launch.one_line_errors(ValueError, FileNotFoundError):
         evaluate(args)

@@ -43,7 +43,9 @@ def progress(total: int) -> Callable[[Iterable], Iterator]:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm.datasets import make_demo_data  # after parsing: --help answers at once
+    from mcbeit_mm.datasets.demo.layouts import (
+        make_demo_data,  # after parsing: --help answers at once
+    )
 
     info = make_demo_data(**vars(args), watch=progress(args.train + args.val))
     print(f'{args.out}: {args.train} + {args.val} images, {sum(info["digits"].values())} digits')

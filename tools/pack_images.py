@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch, packing, shards
+    from mcbeit_mm.config import launch
+    from mcbeit_mm.datasets import packing, shards
 
     with launch.one_line_errors(ValueError, OSError):
         if args.index:

@@ -78,10 +78,10 @@ def progress(infos: Iterable) -> Iterator:
 
 def check(args: argparse.Namespace):
     """Run the check of the layout with its options."""
-    from mcbeit_mm.data_checks.ade20k import check_ade20k
-    from mcbeit_mm.data_checks.coco import COCO, check_coco
-    from mcbeit_mm.data_checks.common import check_folder
-    from mcbeit_mm.data_checks.imagenet import check_imagenet
+    from mcbeit_mm.datasets.checks.ade20k import check_ade20k
+    from mcbeit_mm.datasets.checks.coco import COCO, check_coco
+    from mcbeit_mm.datasets.checks.common import check_folder
+    from mcbeit_mm.datasets.checks.imagenet import check_imagenet
 
     if not Path(args.root).is_dir():
         raise FileNotFoundError(f'no folder {args.root}')
@@ -101,7 +101,9 @@ def check(args: argparse.Namespace):
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # heavy imports come after parsing, so that --help answers at once
+    from mcbeit_mm.config import (
+        launch,  # heavy imports come after parsing, so that --help answers at once
+    )
 
     with launch.one_line_errors(ValueError, FileNotFoundError):
         report = check(args)

@@ -67,7 +67,7 @@ def load_model(cfg, checkpoint: dict, device: str):
     """Build the model of a config with the weights of a checkpoint and the tokenizer it names."""
     from mmengine.registry import MODELS
 
-    from mcbeit_mm.checkpoint import state_dict_of
+    from mcbeit_mm.weights.reading import state_dict_of
 
     model = MODELS.build(cfg.model)
     try:
@@ -86,7 +86,7 @@ def load_model(cfg, checkpoint: dict, device: str):
 
 def image_folder(cfg, root: Path | None) -> Path:
     """Return where the pictures come from: validation images rather than training ones."""
-    from mcbeit_mm.config_checks.classes import innermost_dataset
+    from mcbeit_mm.config.checks.classes import innermost_dataset
 
     if root is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
@@ -109,7 +109,7 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
     from mmengine.dataset import default_collate
     from mmpretrain.datasets import CustomDataset
 
-    from mcbeit_mm.config_checks.classes import innermost_dataset
+    from mcbeit_mm.config.checks.classes import innermost_dataset
 
     pipeline = []
     for step in innermost_dataset(cfg.train_dataloader.dataset)['pipeline']:
@@ -135,8 +135,8 @@ def load_batches(cfg, folder: Path, num_images: int, model) -> list:
 
 def picture_sections(model, batches: list, tokenizer_log: list) -> list:
     """Everything that needs the model: reconstructions, targets, tokenizer."""
-    from mcbeit_mm.reporting import report
-    from mcbeit_mm.reporting import visualization as vis
+    from mcbeit_mm.visualization import report
+    from mcbeit_mm.visualization import targets as vis
 
     tokenizer, multi_choice = model.tokenizer, model.head.multi_choice
     decodes = vis.can_decode(tokenizer)
@@ -145,7 +145,7 @@ def picture_sections(model, batches: list, tokenizer_log: list) -> list:
     originals = vis.to_uint8(shown.tokenizer_view)
     examples = []
     for i in range(min(2, len(mask))):
-        for choice in vis.multi_choice(model, shown, i, vis.telling_patches(shown, i)):
+        for choice in vis.multi_choice(model, shown, i, vis.select_patches(shown, i)):
             codes = vis.codes_in_place(tokenizer, shown, i, choice) if decodes else None
             examples.append((originals[i], mask[i].cpu().numpy(), choice, codes))
     scores = vis.score_tokenizer(tokenizer, (inputs[1] for inputs, _ in batches))
@@ -183,11 +183,12 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
     """Title, and accuracies, curves, pictures and facts of a pretraining run."""
     from mmengine.registry import init_default_scope
 
-    from mcbeit_mm import launch, resume
-    from mcbeit_mm.checkpoint import read_checkpoint
-    from mcbeit_mm.reporting import report
-    from mcbeit_mm.reporting.logs import newest, read_scalars
-    from mcbeit_mm.tokenizers import CachedTokenizer
+    from mcbeit_mm.cached_targets.tokenizer import CachedTokenizer
+    from mcbeit_mm.config import launch
+    from mcbeit_mm.engine import resume
+    from mcbeit_mm.visualization import report
+    from mcbeit_mm.visualization.logs import newest, read_scalars
+    from mcbeit_mm.weights.reading import read_checkpoint
 
     scalars = read_scalars(args.work_dir)
     tokenizer_log = read_scalars(args.tokenizer_dir) if args.tokenizer_dir else []
@@ -212,8 +213,8 @@ def pretraining_sections(args: argparse.Namespace, device: str) -> tuple[str, li
 
 def transfer_sections(args: argparse.Namespace, device: str) -> list:
     """The table of all transfers, then a section for each task."""
-    from mcbeit_mm.reporting import transfer_report
-    from mcbeit_mm.reporting.transfer_runs import TransferRun
+    from mcbeit_mm.visualization import transfer_report
+    from mcbeit_mm.visualization.transfer_runs import TransferRun
 
     comparisons = [
         transfer_report.compare([TransferRun(folder) for folder in folders], device, args.max_val)
@@ -226,7 +227,7 @@ def transfer_sections(args: argparse.Namespace, device: str) -> list:
 def write_report(args: argparse.Namespace) -> Path:
     import torch
 
-    from mcbeit_mm.reporting import report
+    from mcbeit_mm.visualization import report
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     title, intro, sections = 'Transfer', '', []
@@ -244,7 +245,7 @@ def write_report(args: argparse.Namespace) -> Path:
 
 def main() -> None:
     args = parse_args()
-    from mcbeit_mm import launch  # after parsing: --help answers at once
+    from mcbeit_mm.config import launch  # after parsing: --help answers at once
 
     with launch.one_line_errors(ValueError, FileNotFoundError, ImportError):
         out = write_report(args)

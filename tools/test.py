@@ -31,7 +31,8 @@ def main() -> None:
     args = parse_args()
     from mmengine.runner import Runner
 
-    from mcbeit_mm import launch, preflight, resume
+    from mcbeit_mm.config import launch, preflight
+    from mcbeit_mm.engine import resume
     from mcbeit_mm.errors import SetupError
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -42,7 +43,7 @@ def main() -> None:
         cfg.launcher = args.launcher
         cfg.load_from = str(resume.find_checkpoint(args.checkpoint))
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-        launch.demand_all_weights(cfg)
+        launch.require_all_weights(cfg)
         if args.show_dir:
             launch.draw_predictions(cfg, args.show_dir)
         preflight.check_before_run(cfg, testing=True)

@@ -55,8 +55,9 @@ def main() -> None:
     from mmengine.runner import Runner
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from mcbeit_mm import launch, preflight, resume
-    from mcbeit_mm.config_checks.step import run_check
+    from mcbeit_mm.config import launch, preflight
+    from mcbeit_mm.config.dry_run import run_check
+    from mcbeit_mm.engine import resume
     from mcbeit_mm.errors import SetupError
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

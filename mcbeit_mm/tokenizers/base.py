@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config_checks.grids import check_tokens
-from ..pins import sha256_of
+from ..fileio.pins import sha256_of
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 
@@ -169,3 +169,39 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_tokens(view: Sequence[int], stride: int, patches: Sequence[int], where: str = '') -> None:
+    """Raise ValueError unless a tokenizer view (H, W) has one token for each patch (h, w)."""
+    fitting = tuple(size * stride for size in patches)
+    if tuple(view) != fitting:
+        tokens = 'x'.join(f'{size / stride:g}' for size in view)
+        raise ValueError(
+            f'the tokenizer view of {size_text(view)} pixels gives {tokens} tokens (stride '
+            f'{stride}) for {size_text(patches)} patches: set '
+            f'second_size={size_argument(fitting)}{where}'
+        )
+
+
+def check_vocab(head: int | None, tokenizer: int) -> None:
+    """Raise ValueError unless the head predicts the tokenizer's codes (None: always)."""
+    if head not in (None, tokenizer):
+        raise ValueError(
+            f'the tokenizer has {tokenizer} codes, the head predicts {head}: set '
+            f"model.head.vocab_size={tokenizer} (or None: the tokenizer's)"
+        )
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Pictures (B, H, W, 3) of images (B, 3, H, W) in [0, 1]."""
+    return (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A size (H, W) as text: 16x8."""
+    return f'{size[0]}x{size[1]}'
+
+
+def size_argument(size: Sequence[int]) -> str:
+    """A size (H, W) as one writes it in a config: 16, or (16, 8)."""
+    return str(size[0]) if size[0] == size[1] else f'({size[0]}, {size[1]})'

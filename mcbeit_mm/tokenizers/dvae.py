@@ -8,8 +8,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import read_checkpoint, state_dict_of
-from ..pins import check_pin, split_pin
+from ..fileio.pins import check_pin, split_pin
+from ..weights.reading import read_checkpoint, state_dict_of
 from .base import Tokenizer, embed_tokens
 from .release import load_weights
 

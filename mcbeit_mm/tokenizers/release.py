@@ -11,7 +11,7 @@ import yaml
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..pins import check_pin, split_pin
+from ..fileio.pins import check_pin, split_pin
 
 SIZES = ('ddconfig', 'n_embed', 'embed_dim')
 TOKENIZERS = {  # class in taming-transformers -> who loads it here

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint import read_checkpoint, state_dict_of
+from ..weights.reading import read_checkpoint, state_dict_of
 from .autoencoder import Decoder, Encoder
 from .base import Tokenizer, embed_tokens
 from .release import load_weights, locate

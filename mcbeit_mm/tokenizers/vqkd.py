@@ -11,9 +11,9 @@ from mmengine.registry import MODELS
 from mmpretrain.models.selfsup import VQKD
 from torch import Tensor
 
-from ..checkpoint import read_checkpoint, state_dict_of
-from ..pins import check_pin, split_pin
-from ..weight_names import DIALECTS, to_official
+from ..fileio.pins import check_pin, split_pin
+from ..weights.names import DIALECTS, to_official
+from ..weights.reading import read_checkpoint, state_dict_of
 from .base import Tokenizer
 from .release import load_weights
 

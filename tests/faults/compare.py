@@ -94,7 +94,7 @@ def learned(checkpoint: dict) -> dict:
 
 def curves(work: Path) -> list[dict]:
     """The merged log of a work dir, by the reader of the report, without clocks."""
-    from mcbeit_mm.reporting.logs import read_scalars
+    from mcbeit_mm.visualization.logs import read_scalars
 
     entries = read_scalars(work)
     return [{k: v for k, v in entry.items() if not is_clock(k)} for entry in entries]

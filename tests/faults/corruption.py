@@ -81,7 +81,7 @@ def damage_newest(life, rng: random.Random) -> None:
 
 def ask(work: Path) -> tuple[Path | None, str]:
     """The checkpoint that `--resume` would take, and all that was said on the way."""
-    from mcbeit_mm.resume import checkpoint_to_resume
+    from mcbeit_mm.engine.resume import checkpoint_to_resume
 
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):

@@ -33,8 +33,8 @@ def prepare() -> None:
     import mmpretrain  # noqa: F401
     import torch
 
-    import mcbeit_mm.launch
-    import mcbeit_mm.preflight  # noqa: F401
+    import mcbeit_mm.config.launch
+    import mcbeit_mm.config.preflight  # noqa: F401
 
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -28,8 +28,8 @@ from torchvision.transforms.functional import normalize, pil_to_tensor, to_tenso
 from benchmarks import scaled_decoding
 from benchmarks.measure import Case, Fact
 from benchmarks.photos import SEED, photo_folder, photo_paths
-from mcbeit_mm.images import read_image
-from mcbeit_mm.seeded_data import SAMPLES, SeededDataset, seed_generators
+from mcbeit_mm.datasets.images import read_image
+from mcbeit_mm.datasets.seeded_data import SAMPLES, SeededDataset, seed_generators
 from mcbeit_mm.transforms import TwoViewRandomResizedCrop
 
 CONFIG = 'configs/_base_/datasets/imagenet_bs128_mcbeit.py'

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from mcbeit_mm.digit_scenes import require
+from mcbeit_mm.datasets.demo.scenes import require
 
-PHOTOS = {  # those larger than 500 x 375, in colour
+PHOTOS = {  # those larger than 500 x 375, in color
     'sklearn': ('datasets/images/china.jpg', 'datasets/images/flower.jpg'),
     'skimage': ('data/coffee.png', 'data/motorcycle_left.png', 'data/rocket.jpg')
     + ('data/astronaut.png', 'data/hubble_deep_field.jpg'),

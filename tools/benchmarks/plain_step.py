@@ -11,12 +11,13 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.loss import plain_loss
-from mcbeit_mm.attention import BandedBias, offset_bias
-from mcbeit_mm.blocks import BiasedAttention
+from mcbeit_mm.cached_targets.cache import MANIFEST, CachePlan
+from mcbeit_mm.cached_targets.records import RecordFormat, encode
+from mcbeit_mm.cached_targets.tokenizer import CachedTokenizer
+from mcbeit_mm.layers.attention import BandedBias, offset_bias
+from mcbeit_mm.layers.blocks import BiasedAttention
 from mcbeit_mm.mcbeit import MCBEiT
-from mcbeit_mm.target_cache import MANIFEST, CachePlan
-from mcbeit_mm.token_records import RecordFormat, encode
-from mcbeit_mm.tokenizers import CachedTokenizer, GumbelVQGANTokenizer
+from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)

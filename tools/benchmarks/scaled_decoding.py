@@ -10,8 +10,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from benchmarks.measure import Fact
 from benchmarks.photos import photo_paths
-from mcbeit_mm.images import read_image
-from mcbeit_mm.resampling import resize
+from mcbeit_mm.datasets.images import read_image
+from mcbeit_mm.datasets.resampling import resize
 
 CONFIGS = {
     224: 'configs/pretrain/mcbeit_vit-small-p16_1xb256-bf16-coslr-300e_photos.py',

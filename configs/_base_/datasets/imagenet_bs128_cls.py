@@ -9,13 +9,13 @@ train_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    dict(  # script default; with it timm leaves colour jitter out
+    dict(  # script default; with it timm leaves color jitter out
         type='RandAugment',
         policies='timm_increasing',
         num_policies=2,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),  # mean colour, BGR
+        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),  # mean color, BGR
     ),
     dict(  # script default: prob 0.25, pixel mode, timm's areas
         type='RandomErasing',

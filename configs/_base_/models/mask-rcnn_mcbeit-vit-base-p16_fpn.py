@@ -11,7 +11,7 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 norm_cfg = dict(type='SyncBN')
 
 model = dict(
-    # Squares of 1024 by padding after normalisation, so with the mean colour. Mean and standard
+    # Squares of 1024 by padding after normalisation, so with the mean color. Mean and standard
     # deviation are ImageNet's. Padding here, not in the pipeline, leaves img_shape the size of the
     # image: boxes are clipped to the image and not to the square.
     data_preprocessor=dict(pad_size_divisor=1024),

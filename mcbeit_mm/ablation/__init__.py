@@ -1,0 +1,1 @@
+"""Configs x seeds -> runs -> a table."""

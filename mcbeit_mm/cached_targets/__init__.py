@@ -1,0 +1,1 @@
+"""Targets of fixed crops, kept on disk: pretraining without the tokenizer."""

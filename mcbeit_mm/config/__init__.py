@@ -1,0 +1,1 @@
+"""What is asked of a config before anything is built."""

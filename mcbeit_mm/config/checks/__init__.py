@@ -1,0 +1,1 @@
+"""Checks of a config, one question per file; `preflight` asks them all."""

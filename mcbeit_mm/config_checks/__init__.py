@@ -1,1 +1,0 @@
-"""Checks of a config before anything is built, one question per file; `preflight` asks them all."""

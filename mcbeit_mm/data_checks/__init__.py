@@ -1,1 +1,0 @@
-"""Layouts of data sets, verified; one module per layout."""

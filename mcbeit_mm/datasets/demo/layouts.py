@@ -1,0 +1,160 @@
+"""The embedded set as image folder, ADE20K and COCO: digits on photographs."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .scenes import PHOTOS, draw_split, require
+
+DIGITS = tuple(f'digit_{i}' for i in range(10))
+NAMES = {  # split -> its name in ADE20K, in COCO
+    'train': ('training', 'train2017'),
+    'val': ('validation', 'val2017'),
+}
+LAYOUTS = ('classification', 'segmentation', 'detection')
+UNFINISHED = 'unfinished'  # marks a folder whose making was interrupted
+RECIPE = 1  # raise it when the pictures change, so that existing sets are made again
+
+
+def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
+    """ADE20K-style mask: 0 = ignore (soft borders), 1 = background, label + 2 = digit.
+
+    Args:
+        opacities: (k, H, W) visible opacity of each digit.
+        label: class of all of them, 0..9.
+
+    Returns:
+        (H, W) uint8.
+    """
+    mask = np.zeros(opacities.shape[1:], np.uint8)
+    mask[opacities.sum(0) <= 0.25] = 1
+    mask[opacities.max(0) >= 0.75] = label + 2
+    return mask
+
+
+def coco_annotation(opacity: np.ndarray, label: int, image_id: int, ann_id: int) -> dict:
+    """COCO annotation of the pixels with more than half opacity, as uncompressed RLE.
+
+    RLE rather than polygons: it keeps the holes of 0, 4, 6, 8 and 9 and equals the mask exactly.
+    """
+    mask = opacity > 0.5  # opacities sum to 1 at most, so no pixel belongs to two digits
+    column_major = mask.ravel(order='F')
+    edges = np.flatnonzero(np.diff(column_major, prepend=False, append=False))
+    ends = np.unique(np.append(edges, mask.size))
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = [xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1]
+    return dict(
+        id=ann_id,
+        image_id=image_id,
+        category_id=label + 1,
+        bbox=[int(v) for v in box],
+        area=int(mask.sum()),
+        iscrowd=0,
+        segmentation=dict(size=list(mask.shape), counts=np.diff(ends, prepend=0).tolist()),
+    )
+
+
+def _prepare(out: Path, arguments: dict) -> dict | None:
+    """Return the info of a finished set with these arguments, else leave `out` empty and marked."""
+    info_file, marker = out / 'info.json', out / UNFINISHED
+    if info_file.is_file() and not marker.exists():
+        info = json.loads(info_file.read_text())
+        if 'arguments' not in info:
+            raise FileExistsError(f'{info_file} is not from this generator: choose another folder')
+        if info['arguments'] == arguments and all((out / name).is_dir() for name in LAYOUTS):
+            return info
+    elif out.exists() and not marker.exists() and any(out.iterdir()):
+        raise FileExistsError(f'{out} holds other files: choose an empty or missing folder')
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    info_file.unlink(missing_ok=True)
+    for name in LAYOUTS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    return None
+
+
+def _place(source: Path, target: Path) -> None:
+    """Let an image file appear in another layout too: a hard link, or a copy where it fails."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_split(out: Path, split: str, scenes: Iterable) -> int:
+    """Write (image, opacities, label) scenes in all layouts; returns the number of digits."""
+    ade, coco = NAMES[split]
+    classes = [out / 'classification' / split / name for name in DIGITS]
+    images, masks = (out / 'segmentation' / kind / ade for kind in ('images', 'annotations'))
+    photos, instances = out / 'detection' / coco, out / 'detection' / 'annotations'
+    for folder in (*classes, images, masks, photos, instances):
+        folder.mkdir(parents=True, exist_ok=True)
+    listed, annotations = [], []
+    for image_id, (image, opacities, label) in enumerate(scenes, start=1):
+        jpg = classes[label] / f'{image_id:06d}.jpg'
+        jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
+        _place(jpg, images / jpg.name)
+        _place(jpg, photos / jpg.name)
+        mask = semantic_mask(opacities, label)
+        (masks / f'{jpg.stem}.png').write_bytes(cv2.imencode('.png', mask)[1])
+        height, width = mask.shape
+        listed.append(dict(id=image_id, file_name=jpg.name, width=width, height=height))
+        for opacity in opacities:  # ids from 1: pycocotools takes 0 for "not matched"
+            annotations.append(coco_annotation(opacity, label, image_id, len(annotations) + 1))
+    categories = [dict(id=i, name=name) for i, name in enumerate(DIGITS, start=1)]
+    content = dict(images=listed, annotations=annotations, categories=categories)
+    (instances / f'instances_{coco}.json').write_text(json.dumps(content))
+    return len(annotations)
+
+
+def _check(arguments: dict) -> None:
+    limits = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
+    for name, (low, high) in limits.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
+
+
+def make_demo_data(
+    out: str | os.PathLike,
+    train: int = 2000,
+    val: int = 400,
+    size: int = 128,
+    seed: int = 0,
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> dict:
+    """Write the embedded data set: the same images as image folder, ADE20K and COCO layouts.
+
+    A finished set with the same arguments is kept; an interrupted or a different one is made again.
+
+    Args:
+        out: folder of the set; missing, empty, or an earlier set.
+        train: number of training images, 10 or more.
+        val: number of validation images, 10 or more, of other digits and photograph regions.
+        size: side of the square images in pixels, 64 to 512.
+        seed: 0 to 2**32 - 1.
+        watch: wraps the iterable over all images of a split, to show progress.
+
+    Returns:
+        The content of `out`/info.json, which is written last: arguments, counts, sources.
+    """
+    arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
+    _check(arguments)
+    sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
+    out = Path(out)
+    if info := _prepare(out, arguments):
+        return info
+    digits = {
+        split: _write_split(out, split, watch(draw_split(split, arguments[split], size, seed)))
+        for split in NAMES
+    }
+    lines = '\n'.join(('background', *DIGITS)) + '\n'
+    (out / 'segmentation' / 'classes.txt').write_text(lines)
+    info = dict(arguments=arguments, digits=digits, sources=sources)
+    (out / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
+    (out / UNFINISHED).unlink()
+    return info

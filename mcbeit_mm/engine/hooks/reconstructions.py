@@ -1,0 +1,66 @@
+"""A picture of reconstructions after each validation of a tokenizer in training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from ...tokenizers.base import to_uint8
+
+GAP = 4  # px between the images, white
+MIN_SIDE = 128  # px: smaller images are enlarged by a whole factor
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Adds a picture 'reconstructions' to the visualizer: originals above what came back.
+
+    It shows the first images of the validation set, those of the main process where there are
+    more; data samples need `original` and `reconstruction`, (3, H, W) in [0, 1]. MMEngine's local
+    backend saves it as vis_data/vis_image/reconstructions_<iteration>.png.
+    """
+
+    def __init__(self, num_images: int = 8):
+        if num_images < 1:
+            raise ValueError(f'num_images must be 1 or more, got {num_images}')
+        self.num_images = num_images
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Forget the images of a validation that was interrupted."""
+        self._pairs = []
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Keep the first images."""
+        if is_main_process():
+            for sample in (outputs or [])[: self.num_images - len(self._pairs)]:
+                self._pairs.append((sample.original.cpu(), sample.reconstruction.cpu()))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Draw."""
+        if self._pairs:
+            rows = (torch.stack(images) for images in zip(*self._pairs, strict=True))
+            runner.visualizer.add_image('reconstructions', picture(*rows), step=runner.iter)
+        self._pairs = []
+
+
+def picture(originals: Tensor, reconstructions: Tensor) -> np.ndarray:
+    """Two rows of images (B, 3, H, W) in [0, 1] as one RGB picture, uint8."""
+    factor = -(-MIN_SIDE // min(originals.shape[2:]))
+    rows = np.stack([to_uint8(originals.float()), to_uint8(reconstructions.float())])
+    rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)
+    tiles = np.pad(rows, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    lines = [np.concatenate(list(row), axis=1) for row in tiles]
+    return np.concatenate(lines)[:-GAP, :-GAP]

@@ -1,0 +1,94 @@
+"""What a checkpoint must hold of every process: gradients in the middle of an accumulation.
+
+A module that keeps other state of its process offers `rank_state()`, which returns a tree of
+tensors and plain values, or None if there is nothing to keep, and `load_rank_state(state)`.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, gather_object, get_rank, get_world_size, is_distributed
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+
+from ..layers.model_wrappers import unwrap
+
+
+def collect(runner: Runner) -> list[dict] | None:
+    """Gather the state of all processes, by rank; None if nobody has any, and on ranks but 0.
+
+    To be called on all ranks. Between two accumulations no optimizer holds gradients, so usually
+    the one flag that the ranks exchange is all there is to it.
+    """
+    state = _own_state(runner)
+    flag = torch.tensor(int(bool(state)), device=get_device())
+    all_reduce(flag, op='max')
+    if not flag:
+        return None
+    if not is_distributed():
+        return [state]
+    group = torch.distributed.new_group(backend='gloo')  # through main memory, not rank 0's GPU
+    try:
+        return gather_object(state, group=group)
+    finally:
+        torch.distributed.destroy_process_group(group)
+
+
+def restore(runner: Runner, states: list[dict]) -> None:
+    """Give this process its part of what `collect` gathered.
+
+    It is dropped with a warning if the number of processes is another one now.
+
+    Raises:
+        ValueError: it belongs to another model.
+    """
+    if len(states) != get_world_size():
+        runner.logger.warning(
+            f'the checkpoint holds unfinished sums of gradients of {len(states)} processes; now '
+            f'there are {get_world_size()}, so they are dropped: the next update lacks them'
+        )
+        return
+    state = states[get_rank()]
+    model = _bare_model(runner)
+    gradients, modules = state.get('gradients', {}), state.get('modules', {})
+    params, known = dict(model.named_parameters()), dict(model.named_modules())
+    if unknown := sorted((gradients.keys() - params.keys()) | (modules.keys() - known.keys())):
+        raise ValueError(f'the checkpoint holds state of a model with other parts: {unknown[:5]}')
+    for name, gradient in gradients.items():
+        params[name].grad = gradient.to(params[name].device, copy=True)
+    for name, module_state in modules.items():
+        known[name].load_rank_state(module_state)
+    if gradients:
+        runner.logger.info(f'restored the unfinished gradients of {len(gradients)} parameters')
+
+
+def _own_state(runner: Runner) -> dict[str, Any]:
+    """State of this process on the CPU; an empty dict if there is none."""
+    model = _bare_model(runner)
+    updated = {id(p) for p in _optimized(runner)}
+    gradients = {
+        name: p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None and id(p) in updated
+    }
+    modules = {
+        name: state
+        for name, module in model.named_modules()
+        if hasattr(module, 'rank_state') and (state := module.rank_state()) is not None
+    }
+    parts = {k: v for k, v in dict(gradients=gradients, modules=modules).items() if v}
+    return apply_to(parts, lambda x: isinstance(x, Tensor), lambda x: x.detach().cpu())
+
+
+def _optimized(runner: Runner) -> list[nn.Parameter]:
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [p for w in wrappers for group in w.optimizer.param_groups for p in group['params']]
+
+
+def _bare_model(runner: Runner) -> nn.Module:
+    return unwrap(runner.model)

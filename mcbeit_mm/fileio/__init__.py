@@ -1,0 +1,1 @@
+"""Bytes in and out; nothing in a file is trusted."""

@@ -1,0 +1,1 @@
+"""What the method's files are made of."""

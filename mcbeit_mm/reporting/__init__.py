@@ -1,1 +1,0 @@
-"""Logs, checkpoints and pictures of runs -> one HTML page."""

@@ -1,0 +1,198 @@
+"""Model + images -> what a picture shows: reconstructions, multi-choice targets, code counts."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..mcbeit import MCBEiT
+from ..targets import affinity, refine, soft_probs
+from ..tokenizers.base import Tokenizer, to_uint8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What tokenizer and student say about B images with patch grid (h, w).
+
+    Tokenizer view (B, 3, h*s, w*s) in [0, 1], mask (B, h, w) bool, token_logits and
+    student_logits (B, V, h, w), the student's feats (B, L, D) of the masked images.
+    """
+
+    tokenizer_view: Tensor
+    mask: Tensor
+    token_logits: Tensor
+    student_logits: Tensor
+    feats: Tensor
+
+
+@torch.no_grad()
+def predict(model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor) -> Prediction:
+    """Run tokenizer and student, in eval mode, on `inputs` as for `MCBEiT.loss` and a mask
+    (B, h, w).
+    """
+    student_view, tokenizer_view = inputs
+    mask = mask.bool().to(student_view.device)
+    training = model.training
+    model.eval()
+    try:
+        token_logits = model.tokenizer(tokenizer_view)
+        feats = model.backbone(student_view, mask)[-1][:, 1:]
+        logits = model.head(feats)
+    finally:
+        model.train(training)
+    student_logits = logits.transpose(1, 2).unflatten(2, token_logits.shape[2:])
+    return Prediction(tokenizer_view, mask, token_logits, student_logits, feats)
+
+
+def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, np.ndarray]:
+    """Pictures (B, H, W, 3) uint8 by name: what goes in, what the codes keep, what is predicted.
+
+    The student's codes stand at masked patches only, the tokenizer's own at visible ones.
+    'student, average' decodes the student's probabilities instead of its best code.
+    """
+    mask, codes = prediction.mask, prediction.token_logits.argmax(dim=1)
+    mixed = torch.where(mask, prediction.student_logits.argmax(dim=1), codes)
+    known = F.one_hot(codes, tokenizer.vocab_size).permute(0, 3, 1, 2).float()
+    probs = torch.where(mask.unsqueeze(1), prediction.student_logits.float().softmax(dim=1), known)
+    stride = tokenizer.stride
+    hidden = mask.repeat_interleave(stride, dim=1).repeat_interleave(stride, dim=2).unsqueeze(1)
+    pictures = {
+        'original': prediction.tokenizer_view,
+        'masked': torch.where(hidden, 0.5, prediction.tokenizer_view),
+        'tokenizer': tokenizer.decode(codes),
+        'student, best code': tokenizer.decode(mixed),
+        'student, average': tokenizer.decode(probs),
+    }
+    return {name: to_uint8(images) for name, images in pictures.items()}
+
+
+@dataclass(frozen=True)
+class MultiChoice:
+    """The target of one patch (row, column): K codes with their probabilities (K,) before and
+    after the refinement and as the student predicts them, and the patch's row of W (h, w).
+    """
+
+    patch: tuple[int, int]
+    codes: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    predicted: np.ndarray
+    affinity: np.ndarray
+
+
+@torch.no_grad()
+def multi_choice(
+    model: MCBEiT, prediction: Prediction, image: int, patches: Sequence[int], top: int = 8
+) -> list[MultiChoice]:
+    """Targets of some patches (flat indices) of one image, `top` likeliest codes of each.
+
+    tau, omega and tau_affinity are those of the model's head.
+    """
+    settings = model.head.multi_choice
+    probs = soft_probs(prediction.token_logits[image : image + 1], settings.tau)
+    weights = affinity(prediction.feats[image : image + 1], settings.tau_affinity)
+    refined = refine(probs, weights, settings.omega)
+    predicted = soft_probs(prediction.student_logits[image : image + 1], 1.0)
+    grid = tuple(prediction.mask.shape[1:])
+    choices = []
+    for i in patches:
+        codes = refined[0, i].topk(min(top, refined.shape[-1])).indices
+        values = (x[0, i, codes].cpu().numpy() for x in (probs, refined, predicted))
+        row = weights[0, i].reshape(grid).cpu().numpy()
+        choices.append(MultiChoice(divmod(i, grid[1]), codes.cpu().numpy(), *values, row))
+    return choices
+
+
+def select_patches(prediction: Prediction, image: int, count: int = 3) -> list[int]:
+    """Masked patches (flat indices) from the one the tokenizer is surest of to its least sure."""
+    probs = soft_probs(prediction.token_logits[image : image + 1], 1.0)[0]
+    entropy = torch.special.entr(probs).sum(dim=-1)
+    masked = prediction.mask[image].flatten().nonzero().flatten()
+    order = masked[entropy[masked].argsort(stable=True)].tolist()
+    picks = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [order[i] for i in picks]
+
+
+def can_decode(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's weights include a decoder."""
+    device = next(tokenizer.parameters()).device
+    try:
+        tokenizer.decode(torch.zeros(1, 1, 1, dtype=torch.long, device=device))
+    except ValueError:
+        return False
+    return True
+
+
+def codes_in_place(
+    tokenizer: Tokenizer, prediction: Prediction, image: int, choice: MultiChoice
+) -> np.ndarray:
+    """What each code of `choice` looks like at its patch, (K, s, s, 3) uint8.
+
+    The other patches keep the tokenizer's codes: decoded alone, a code loses its contrast to the
+    decoder's group norms.
+    """
+    row, column = choice.patch
+    codes = prediction.token_logits[image].argmax(dim=0).repeat(len(choice.codes), 1, 1)
+    codes[:, row, column] = torch.as_tensor(choice.codes, device=codes.device)
+    stride = tokenizer.stride
+    rows = slice(row * stride, (row + 1) * stride)
+    columns = slice(column * stride, (column + 1) * stride)
+    return to_uint8(tokenizer.decode(codes)[:, :, rows, columns])
+
+
+@dataclass(frozen=True)
+class TokenizerScores:
+    """How the best codes of all patches of some images spread over the V codes.
+
+    `counts` (V,); `mean_patches` (V, s, s, 3) uint8, the average patch that takes a code, grey
+    where none does; `psnr` of the reconstruction in dB, None without a decoder.
+    """
+
+    counts: np.ndarray
+    mean_patches: np.ndarray
+    num_images: int
+    psnr: float | None
+
+    @property
+    def share_used(self) -> float:
+        """Share of the codes, 0..1, that occur at all."""
+        return float((self.counts > 0).mean())
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the entropy of the counts: V if all codes are equally frequent."""
+        probs = self.counts[self.counts > 0] / self.counts.sum()
+        return math.exp(-(probs * np.log(probs)).sum())
+
+    def most_frequent(self, count: int) -> np.ndarray:
+        """Ids of at most `count` codes that occur, most frequent first."""
+        return (-self.counts).argsort(kind='stable')[: min(count, (self.counts > 0).sum())]
+
+
+@torch.no_grad()
+def score_tokenizer(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> TokenizerScores:
+    """Count codes, average their patches, measure the mean PSNR per image; images in [0, 1]."""
+    stride, decodes, psnr, num_images = tokenizer.stride, can_decode(tokenizer), [], 0
+    counts = torch.zeros(tokenizer.vocab_size, dtype=torch.long)
+    sums = torch.zeros(tokenizer.vocab_size, 3 * stride**2)
+    for images in batches:
+        num_images += len(images)
+        codes = tokenizer(images).argmax(dim=1)
+        if decodes:
+            error = (tokenizer.decode(codes) - images).square().mean(dim=(1, 2, 3))
+            psnr += (-10 * error.clamp(min=1e-10).log10()).tolist()
+        codes = codes.flatten().cpu()
+        counts += torch.bincount(codes, minlength=len(counts))
+        patches = F.unfold(images.float().cpu(), stride, stride=stride).transpose(1, 2)
+        sums.index_add_(0, codes, patches.flatten(0, 1))
+    if not num_images:
+        raise ValueError('no images to measure the tokenizer on')
+    means = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), 0.5)
+    pictures = to_uint8(means.unflatten(1, (3, stride, stride)))
+    return TokenizerScores(
+        counts.numpy(), pictures, num_images, float(np.mean(psnr)) if decodes else None
+    )

@@ -1,0 +1,1 @@
+"""Weights of any naming, grid or file -> tensors that fit."""

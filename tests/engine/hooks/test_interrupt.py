@@ -1,0 +1,262 @@
+"""Signals end a run after the iteration: saved, status 75, without noise from workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
+from torch.utils.data import DataLoader, Dataset
+
+from mcbeit_mm.engine.hooks import interrupt
+from mcbeit_mm.engine.hooks.interrupt import InterruptHook
+from mcbeit_mm.errors import SetupError
+
+NAMES = ('SIGTERM', 'SIGINT', 'SIGUSR1')
+
+
+class Saver(CheckpointHook):
+    def __init__(self):
+        self.saved = 0
+
+    def save_now(self, runner):
+        self.saved += 1
+
+
+class Slow(Dataset):
+    def __len__(self):
+        return 10**6
+
+    def __getitem__(self, i):
+        time.sleep(0.01)
+        return torch.zeros(2)
+
+
+@pytest.fixture
+def runner():
+    """What the hook uses of a Runner; the process's signals are put back afterwards."""
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    saver = Saver()
+    loader = DataLoader(Slow(), num_workers=0)
+    yield SimpleNamespace(
+        hooks=[saver], saver=saver, logger=MMLogger.get_current_instance(),
+        train_loop=SimpleNamespace(dataloader=loader), train_dataloader=loader,
+        val_loop=SimpleNamespace(dataloader=loader), val_dataloader=loader,
+    )  # fmt: skip
+    for name, handler in handlers.items():
+        signal.signal(getattr(signal, name), handler)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_signal_saves_once_and_leaves(runner, name, tmp_path, monkeypatch):
+    monkeypatch.setenv('MCBEIT_INTERRUPTED', str(tmp_path / 'status'))
+    hook = InterruptHook()
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    assert runner.saver.saved == 0
+    os.kill(os.getpid(), signal.Signals[name])
+    with pytest.raises(SystemExit) as stop:
+        hook.after_train_iter(runner, 1)
+    assert stop.value.code == 75 and runner.saver.saved == 1
+    assert (tmp_path / 'status').read_text() == '75\n'
+    os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, which spoils nothing any more
+
+
+def test_a_validation_is_left_too(runner):
+    hook = InterruptHook()
+    hook.before_train(runner)
+    hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        hook.after_val_iter(runner, 1)
+    assert runner.saver.saved == 1
+
+
+def test_a_second_ctrl_c_interrupts_at_once(runner):
+    hook = InterruptHook()
+    hook.before_train(runner)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_signals_are_given_back_after_training(runner):
+    before = signal.getsignal(signal.SIGTERM)
+    hook = InterruptHook()
+    hook.before_train(runner)
+    assert signal.getsignal(signal.SIGTERM) == hook._note
+    hook.after_train(runner)
+    assert signal.getsignal(signal.SIGTERM) is before
+    hook.before_val_epoch(runner)  # a test after the training
+    hook.after_val_iter(runner, 0)
+
+
+def test_another_thread_catches_no_signals(runner, caplog):
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=InterruptHook().before_train, args=(runner,))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_settings_that_cannot_work(runner):
+    runner.hooks = [CheckpointHook()]
+    with pytest.raises(SetupError, match='SafeCheckpointHook'):
+        InterruptHook().before_train(runner)
+    with pytest.raises(ValueError, match='names like SIGTERM, got TERM'):
+        InterruptHook(signals=('TERM',))
+
+
+def rank(number, tmp_path, kind):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    place = f'file://{tmp_path}/rendezvous'
+    dist.init_process_group('gloo', init_method=place, rank=number, world_size=2)
+    loader = [0] * (5 - number)  # batches of a validation
+    saver = Saver()
+    runner = SimpleNamespace(
+        hooks=[saver], logger=MMLogger.get_current_instance(), train_loop=None, val_loop=None,
+        val_dataloader=loader,
+    )  # fmt: skip
+    hook = InterruptHook()
+    hook.before_train(runner)
+    if kind == 'val':
+        hook.before_val_epoch(runner)
+        for i in range(len(loader)):
+            hook.after_val_iter(runner, i)
+    done = 0
+    try:
+        for i in range(10):
+            if (i, number) == (3, 1):
+                os.kill(os.getpid(), signal.SIGKILL if kind == 'dies' else signal.SIGTERM)
+            done = i
+            hook.after_train_iter(runner, i)
+    except SystemExit as stop:
+        text = f'{stop.code} {done} {saver.saved}'
+    except RuntimeError as error:
+        text = f'{error} {saver.saved}'
+    (tmp_path / f'rank{number}').write_text(text)
+
+
+def spawn(tmp_path, kind):
+    start = time.monotonic()
+    context = torch.multiprocessing.get_context('fork')
+    processes = [context.Process(target=rank, args=(n, tmp_path, kind)) for n in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize('kind', ['train', 'val'])
+def test_ranks_leave_after_the_same_iteration(tmp_path, kind):
+    spawn(tmp_path, kind)
+    assert [(tmp_path / f'rank{n}').read_text() for n in (0, 1)] == ['75 3 1', '75 3 1']
+
+
+def test_no_rank_saves_when_another_has_died(tmp_path):
+    spawn(tmp_path, 'dies')
+    text = (tmp_path / 'rank0').read_text()
+    assert text.startswith('another rank has ended') and text.endswith(' 0')
+    assert not (tmp_path / 'rank1').exists()
+
+
+# A training loop over two workers, with the hook's file alone: importing the package takes long.
+SCRIPT = """
+import importlib.util, sys, types
+package = types.ModuleType('package'); package.__path__ = [sys.argv[1]]
+hooks = types.ModuleType('package.hooks'); hooks.__path__ = [sys.argv[1] + '/hooks']
+sys.modules.update({'package': package, 'package.hooks': hooks})
+from package.hooks.interrupt import InterruptHook
+import os, time, torch
+from types import SimpleNamespace
+from torch.utils.data import DataLoader, Dataset
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
+
+class Slow(Dataset):
+    def __len__(self):
+        return 2000
+    def __getitem__(self, i):
+        time.sleep(0.01)
+        return torch.zeros(2)
+
+class Saver(CheckpointHook):
+    def save_now(self, runner):
+        next(batches)  # workers are alive
+        print('saved', flush=True)
+
+loader = DataLoader(Slow(), batch_size=4, num_workers=2, persistent_workers=True)
+loop = SimpleNamespace(dataloader=loader)
+runner = SimpleNamespace(hooks=[Saver()], logger=MMLogger.get_instance('x'), train_loop=loop,
+                         val_loop=None)
+hook = InterruptHook()
+hook.before_train(runner)
+batches = iter(loader)
+for i, _ in enumerate(batches):
+    if i == 5:
+        print('running', *[w.pid for w in batches._workers], flush=True)
+    hook.after_train_iter(runner, i)
+print('finished', flush=True)
+"""
+
+
+def start(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'script.py'), str(ROOT / 'mcbeit_mm')],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    line = process.stdout.readline()
+    assert line.startswith('running'), process.communicate()
+    return process, [int(pid) for pid in line.split()[1:]]
+
+
+@pytest.mark.parametrize(
+    'name', ['SIGTERM', 'SIGINT', pytest.param('SIGUSR1', marks=pytest.mark.slow)]
+)
+def test_a_signal_to_the_process_group_ends_cleanly(tmp_path, name):
+    process, workers = start(tmp_path)
+    os.killpg(process.pid, signal.Signals[name])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert out.count('saved\n') == 1 and 'go on by the same command with --resume' in out + err
+    assert err.splitlines()[0].startswith(f'{name}: saving after this iteration')
+    assert 'Traceback' not in err and 'Interrupt' not in err
+    assert not any(os.path.exists(f'/proc/{pid}') for pid in workers)
+
+
+def test_workers_end_with_a_killed_process(tmp_path):
+    process, workers = start(tmp_path)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30  # they look for their parent every 5 s
+    while any(os.path.exists(f'/proc/{pid}') for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_stuck_worker_can_be_ended_by_its_parent():
+    loader = DataLoader(Slow(), num_workers=1)
+    interrupt._spare_workers(loader, [signal.SIGTERM])
+    batches = iter(loader)
+    next(batches)
+    (worker,) = batches._workers
+    subprocess.run(['kill', '-TERM', str(worker.pid)], check=True)
+    next(batches)
+    worker.join(timeout=0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(timeout=20)
+    assert worker.exitcode == 0

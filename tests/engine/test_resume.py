@@ -1,0 +1,443 @@
+"""Which checkpoint a run goes on from, whether it may, and where it then stands."""
+
+import os
+import random
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mcbeit_mm.engine import resume
+from mcbeit_mm.engine.experiment import run_facts
+from mcbeit_mm.fileio.pins import sha256_of
+
+
+def save(file, iteration=None, epoch=0, minute=None, run=None, **content):
+    """Write a checkpoint as MMEngine does; `minute` is the time of saving."""
+    meta = dict(epoch=epoch, iter=iteration) if iteration is not None else {}
+    if minute is not None:
+        meta['time'] = f'20261124_04{minute:02}00'
+    if run:
+        meta['run'] = run
+    weights = dict(weight=torch.randn(64, 64))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(meta=meta, state_dict=weights, optimizer=dict(state={}), **content), file)
+    return file
+
+
+def cut(file, share=0.6):
+    """What a copy that was interrupted leaves."""
+    os.truncate(file, int(file.stat().st_size * share))
+    return file
+
+
+def flip(file):
+    """Change one byte among the weights; the file can still be opened."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A work dir with three checkpoints, as it looks in the middle of a run."""
+    folder = tmp_path / 'work'
+    for epoch in (1, 2, 3):
+        save(folder / f'epoch_{epoch}.pth', 100 * epoch, epoch, minute=epoch)
+    (folder / 'last_checkpoint').write_text(f'{folder}/epoch_3.pth')
+    return folder
+
+
+def test_the_last_saved_is_found_whatever_the_dates_of_the_files(work, capsys):
+    for age, name in enumerate(('epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth')):
+        os.utime(work / name, (age, age))
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+    assert resume.find_checkpoint(work / 'epoch_1.pth') == work / 'epoch_1.pth'
+    assert capsys.readouterr().err == ''
+
+
+def test_a_run_killed_before_last_checkpoint_was_written(work):
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+    (work / 'last_checkpoint').write_bytes(b'\xff\x00')
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+    (work / 'last_checkpoint').unlink()
+    assert resume.find_checkpoint(str(work)) == work / 'epoch_3.pth'
+
+
+def test_moved_and_copied_folders(work, tmp_path):
+    moved = tmp_path / 'moved'
+    shutil.copytree(work, moved, copy_function=shutil.copyfile)  # with new dates
+    shutil.rmtree(work)
+    assert resume.find_checkpoint(moved) == moved / 'epoch_3.pth'
+
+
+def test_interrupted_runs_go_on_in_the_middle_of_an_epoch(work):
+    middle = save(work / 'interrupted_iter_337.pth', 337, 3, minute=4)
+    assert resume.find_checkpoint(work) == middle
+    later = save(work / 'epoch_4.pth', 400, 4, minute=4)  # within the same minute
+    assert resume.find_checkpoint(work) == later
+
+
+def test_a_run_that_went_back_goes_on_from_there(work, capsys):
+    back = save(work / 'iter_150.pth', 150, 1, minute=9)
+    assert resume.find_checkpoint(work) == back
+    assert capsys.readouterr().err.splitlines() == [
+        'note: iter_150.pth (iteration 150) was saved last; epoch_3.pth is older, though at '
+        'iteration 300'
+    ]
+
+
+@pytest.mark.parametrize('harm', [cut, flip])
+def test_damaged_files_are_passed_over_loudly_and_kept(work, harm, capsys):
+    bad = harm(work / 'epoch_3.pth')
+    assert resume.find_checkpoint(work) == work / 'epoch_2.pth'
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and bad.exists()
+    assert said[0].startswith(f'warning: {bad} is damaged and passed over: ')
+    assert said[0].endswith(resume.damage(bad))
+
+
+def test_damage_to_the_time_of_saving_does_not_hide_a_checkpoint(work, capsys):
+    bad = work / 'epoch_3.pth'
+    content = bad.read_bytes()
+    assert content.count(b'20261124_0403') == 1
+    bad.write_bytes(content.replace(b'20261124_0403', b'20251124_0403'))
+    assert resume.find_checkpoint(work) == work / 'epoch_2.pth'
+    assert f'{bad} is damaged and passed over' in capsys.readouterr().err
+
+
+def test_no_damage_whatever_is_resumed_from(work, capsys):
+    """A flipped bit, a lost end, a block of other bytes: passed over, or nothing that matters."""
+    file, rng = work / 'epoch_3.pth', random.Random(0)
+    good, whole = file.read_bytes(), torch.load(file, weights_only=True)
+    passed_over = 0
+    for attempt in range(300):
+        content, place = bytearray(good), rng.randrange(len(good) - 64)
+        if attempt % 3 == 0:
+            content[place] ^= 1 << rng.randrange(8)
+        elif attempt % 3 == 1:
+            content = content[:place]
+        else:
+            content[place : place + 64] = rng.randbytes(64)
+        file.write_bytes(content)
+        found = resume.find_checkpoint(work)
+        if found == work / 'epoch_2.pth':
+            assert f'{file} is damaged and passed over' in capsys.readouterr().err
+            passed_over += 1
+        else:
+            loaded = torch.load(found, weights_only=True)
+            assert loaded['meta'] == whole['meta'] and loaded['optimizer'] == whole['optimizer']
+            assert loaded['state_dict']['weight'].equal(whole['state_dict']['weight'])
+    assert passed_over > 250
+
+
+def test_the_other_processes_are_silent(work, capsys, monkeypatch):
+    cut(work / 'epoch_3.pth')
+    monkeypatch.setenv('RANK', '1')
+    assert resume.find_checkpoint(work) == work / 'epoch_2.pth'
+    assert capsys.readouterr().err == ''
+
+
+def test_a_damaged_file_given_by_name_is_refused(work, capsys):
+    bad = flip(work / 'epoch_3.pth')
+    cut(work / 'epoch_2.pth')
+    with pytest.raises(ValueError) as error:
+        resume.find_checkpoint(bad)
+    assert str(error.value) == (
+        f'the checkpoint {bad} is damaged ({resume.damage(bad)}); the newest good one beside it is '
+        f'{work}/epoch_1.pth'
+    )
+    assert capsys.readouterr().err == ''
+    cut(work / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='none beside it is good'):
+        resume.find_checkpoint(bad)
+
+
+def test_no_good_one_left(work):
+    for epoch in (1, 2, 3):
+        cut(work / f'epoch_{epoch}.pth')
+    with pytest.raises(ValueError) as error:
+        resume.checkpoint_to_resume(str(work), 'auto')  # and not: starting from the beginning
+    text = str(error.value)
+    assert text.startswith(f'no good checkpoint in {work}: ')
+    for epoch in (1, 2, 3):
+        assert f'epoch_{epoch}.pth ({resume.damage(work / f"epoch_{epoch}.pth")})' in text
+    assert text.endswith('. Copy a good one there, or move these away to start from the beginning')
+
+
+def test_a_best_checkpoint_only_if_there_is_nothing_else(work, capsys):
+    best = save(work / 'best_accuracy_epoch_9.pth', 900, 9, minute=9)
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+    assert capsys.readouterr().err == ''
+    for epoch in (1, 2, 3):
+        (work / f'epoch_{epoch}.pth').unlink()
+    assert resume.find_checkpoint(work) == best
+    assert capsys.readouterr().err == f'warning: {best} is used, the only good checkpoint there\n'
+
+
+def test_published_copies_do_not_come_before_their_originals(work):
+    original = torch.load(work / 'epoch_3.pth', weights_only=True)
+    del original['optimizer']
+    torch.save(original, work / 'epoch_3-0a1b2c3d.pth')
+    (work / 'last_checkpoint').unlink()
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+
+
+def test_checkpoints_that_do_not_say_when_they_were_saved(tmp_path):
+    """Those of other programs: last_checkpoint tells the newest, else the date of the file."""
+    for date, name in enumerate(('b', 'a', 'c')):
+        os.utime(save(tmp_path / f'{name}.pth'), (date, date))
+    assert resume.find_checkpoint(tmp_path) == tmp_path / 'c.pth'
+    (tmp_path / 'last_checkpoint').write_text('/old/place/a.pth\n')
+    assert resume.find_checkpoint(tmp_path) == tmp_path / 'a.pth'
+    (tmp_path / 'last_checkpoint').write_text('/old/place/gone.pth')
+    assert resume.find_checkpoint(tmp_path) == tmp_path / 'c.pth'
+
+
+def test_files_that_a_running_training_deletes_meanwhile(work, monkeypatch):
+    read = resume.read_checkpoint
+
+    def delete_and_read(path):
+        (work / 'epoch_1.pth').unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(resume, 'read_checkpoint', delete_and_read)
+    assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
+
+
+def test_pinned_files(work):
+    file = work / 'epoch_2.pth'
+    pinned = f'{file}#sha256={sha256_of(file)}'
+    assert resume.checkpoint_to_resume('x', pinned) == str(file)
+    flip(file)
+    with pytest.raises(ValueError, match='has the SHA-256'):
+        resume.find_checkpoint(pinned)
+    with pytest.raises(ValueError, match='is a folder'):
+        resume.find_checkpoint(f'{work}#sha256={"0" * 64}')
+
+
+def test_what_resume_means(work, tmp_path, capsys):
+    empty = tmp_path / 'empty'
+    assert resume.checkpoint_to_resume(str(empty), 'auto') is None
+    empty.mkdir()
+    assert resume.checkpoint_to_resume(str(empty), 'auto') is None
+    message = f'nothing to resume in {empty}: starting from the beginning\n'
+    assert capsys.readouterr().err == 2 * message
+    assert resume.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_3.pth')
+    assert resume.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_3.pth')
+    assert resume.checkpoint_to_resume('x', str(work / 'epoch_1.pth')) == str(work / 'epoch_1.pth')
+    with pytest.raises(FileNotFoundError, match='no checkpoint .*: give a .pth file or the work'):
+        resume.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='of Linux')
+def test_meta_is_read_without_the_weights(work, monkeypatch):
+    kept = []
+    load = torch.load
+    monkeypatch.setattr(torch, 'load', lambda *a, **kw: kept.append(load(*a, **kw)) or kept[-1])
+    file = work / 'epoch_2.pth'
+    assert resume.read_meta(file)['iter'] == 200
+    weight = kept[0]['state_dict']['weight']
+    with open('/proc/self/maps') as maps:  # the weights lie in the file, mapped and not read
+        ends = [line.split()[0].split('-') for line in maps if str(file) in line]
+    assert any(int(start, 16) <= weight.data_ptr() < int(end, 16) for start, end in ends)
+    legacy = work / 'legacy.pth'
+    torch.save(dict(meta=dict(iter=7)), legacy, _use_new_zipfile_serialization=False)
+    assert resume.read_meta(legacy) == dict(iter=7)
+
+
+CONFIG = dict(
+    model=dict(type='M', width=4),
+    train_dataloader=dict(batch_size=8),
+    train_cfg=dict(max_epochs=3),
+)
+
+
+def test_a_resume_is_checked_before_anything_is_built(tmp_path, capsys):
+    cfg = Config(CONFIG)
+    file = save(tmp_path / 'epoch_1.pth', 10, 1, run=run_facts(cfg, 2))
+    resume.check_resume(cfg, file, 2)
+    assert capsys.readouterr().err == ''
+    cfg.model.width = 5
+    with pytest.raises(ValueError, match=r'model.width: 4 -> 5\. .* --allow-changes'):
+        resume.check_resume(cfg, file, 2)
+    resume.check_resume(cfg, str(file), 2, allow=True)
+    assert 'going on with other settings' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'content', [dict(state_dict={}), dict(meta=dict(iter=1)), dict(optimizer={})]
+)
+def test_mere_weights_are_no_run(content, tmp_path):
+    torch.save(content, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match='holds weights but not the state of a run.*load_from'):
+        resume.check_resume(Config(CONFIG), tmp_path / 'weights.pth', 1)
+
+
+@pytest.mark.parametrize('launcher, size', [('none', 1), ('pytorch', 2), ('slurm', 3), ('mpi', 4)])
+def test_number_of_processes(launcher, size, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('SLURM_NTASKS', '3')
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '4')
+    assert resume.world_size_of(launcher) == size
+
+
+@pytest.mark.parametrize('num_images', [100, 1000, 1001])
+@pytest.mark.parametrize('old_batch', [8, 30, 32])
+@pytest.mark.parametrize('new_batch', [4, 12, 32, 64])
+def test_rescaled_position_repeats_less_than_a_batch_and_skips_none(
+    num_images, old_batch, new_batch
+):
+    old_length, new_length = num_images // old_batch, num_images // new_batch
+    for iteration in range(3 * old_length):
+        epoch, done = divmod(iteration, old_length)
+        meta = dict(epoch=epoch, iter=iteration)
+        lengths = (old_length, new_length)
+        place = resume.rescaled_position(meta, old_batch, new_batch, lengths)
+        assert place[0] == epoch
+        seen = (place[1] - epoch * new_length) * new_batch
+        shown = min(done * old_batch, new_length * new_batch)
+        assert shown - new_batch < seen <= shown
+        if old_batch == new_batch:
+            assert place == (epoch, iteration)
+
+
+def test_rescaled_position_at_the_end_of_an_epoch():
+    assert resume.rescaled_position(dict(epoch=2, iter=20), 16, 8, (10, 20)) == (2, 40)
+    # 7 images: the smaller last batch counted in full, then dropped.
+    assert resume.rescaled_position(dict(epoch=1, iter=4), 4, 2, (2, 3)) == (1, 6)
+    # After its last iteration, but not yet counted as done, as an iteration interval saves it.
+    assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 21)) == (1, 41)
+    assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 20)) == (1, 40)
+
+
+def test_rescaled_position_of_a_loop_over_iterations():
+    assert resume.rescaled_position(dict(epoch=0, iter=101), 16, 32) == (0, 50)
+    assert resume.rescaled_position(dict(epoch=0, iter=101), 16, 8) == (0, 202)
+
+
+@pytest.mark.parametrize(
+    'lengths, place', [((10, 20), (1, 30)), ((None, None), (1, 30)), ((10, 21), (1, 31))]
+)
+def test_position_of_a_loaded_checkpoint(lengths, place):
+    facts = [
+        run_facts(Config(CONFIG), n, length) for n, length in zip((2, 1), lengths, strict=True)
+    ]
+    meta = dict(epoch=1, iter=15, run=facts[0])
+    resume.move_position(meta, facts[0])
+    assert (meta['epoch'], meta['iter']) == (1, 15)
+    resume.move_position(meta, facts[1])
+    assert (meta['epoch'], meta['iter']) == place
+    older = dict(epoch=1, iter=15)
+    resume.move_position(older, facts[1])
+    assert older == dict(epoch=1, iter=15)
+
+
+class Line(torch.nn.Linear):
+    """A model of MMEngine's kind with a loss."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def train_step(self, data, optim_wrapper):
+        optim_wrapper.update_params(self(torch.ones(1, 1)).sum())
+        return dict(loss=torch.zeros(()))
+
+
+def runner_of(tmp_path, lr, milestone, resumed=None):
+    return Runner(
+        Line(),
+        str(tmp_path),
+        train_dataloader=dict(dataset=[1, 2], batch_size=1, sampler=dict(type='DefaultSampler')),
+        train_cfg=dict(by_epoch=True, max_epochs=2 if resumed else 1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr)),
+        param_scheduler=dict(type='MultiStepLR', milestones=[milestone]),
+        default_hooks=dict(logger=None),
+        resume=bool(resumed),
+        load_from=resumed,
+        experiment_name=f'{tmp_path.name}{lr}',
+    )
+
+
+def test_mmengine_takes_rates_and_schedules_from_the_checkpoint(tmp_path):
+    """As check_same_run tells those who change them and go on."""
+    runner_of(tmp_path, 0.1, milestone=9).train()
+    runner = runner_of(tmp_path, 0.5, milestone=2, resumed=str(tmp_path / 'epoch_1.pth'))
+    runner.train()
+    assert runner.optim_wrapper.get_lr()['lr'] == [0.1]
+
+
+class Diary(Line):
+    """A model that notes the images it is shown."""
+
+    def train_step(self, data, optim_wrapper):
+        self.seen = [*getattr(self, 'seen', []), *data]
+        return super().train_step(data, optim_wrapper)
+
+
+class Mover(Hook):
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['meta']['run'] = run_facts(runner.cfg, 1, len(runner.train_dataloader))
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        facts = run_facts(runner.cfg, 1, len(runner.train_dataloader))
+        resume.move_position(checkpoint['meta'], facts)
+
+
+def seen_by(tmp_path, batch_size, resumed=None):
+    cfg = dict(
+        train_dataloader=dict(
+            dataset=list(range(7)), batch_size=batch_size, sampler=dict(type='DefaultSampler')
+        ),
+        train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(
+            logger=None, checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)
+        ),
+        randomness=dict(seed=0),
+    )
+    runner = Runner(
+        Diary(),
+        str(tmp_path),
+        **cfg,
+        cfg=Config(cfg),
+        custom_hooks=[Mover()],
+        resume=bool(resumed),
+        load_from=resumed,
+        experiment_name=f'{tmp_path.name}{batch_size}{bool(resumed)}',
+    )
+    return runner.train().seen
+
+
+def test_a_run_goes_on_with_another_batch_at_the_same_image(tmp_path):
+    """7 images in batches of 4: iteration 3 lies after the first batch of the second epoch."""
+    whole = seen_by(tmp_path / 'old', 4)
+    assert sorted(whole[:7]) == sorted(whole[7:]) == list(range(7))
+    for batch_size, again in ((2, 0), (3, 1)):
+        copied = shutil.copytree(tmp_path / 'old', tmp_path / f'with{batch_size}')
+        seen = seen_by(copied, batch_size, resumed=str(copied / 'iter_3.pth'))
+        assert seen == whole[7 + 4 - again :]
+
+
+def test_a_resumed_run_needs_no_initial_weights():
+    runner = SimpleNamespace(model=SimpleNamespace(backbone=SimpleNamespace(init_cfg='x')))
+    resume.skip_initial_weights(runner)
+    assert runner.model.backbone.init_cfg is None
+
+
+def test_checkpoints_of_another_folder(tmp_path):
+    """`out_dir` of the checkpoint hook: last_checkpoint is all that lies in the work dir."""
+    work, out = tmp_path / 'work', tmp_path / 'out'
+    work.mkdir(), out.mkdir()
+    torch.save(dict(meta=dict(iter=3, epoch=0), optimizer={}, state_dict={}), out / 'iter_3.pth')
+    (work / 'last_checkpoint').write_text(str(out / 'iter_3.pth'))
+    assert resume.find_checkpoint(work) == out / 'iter_3.pth'
+    (out / 'iter_3.pth').unlink()
+    with pytest.raises(ValueError, match='names .*iter_3.pth, where no checkpoint lies'):
+        resume.checkpoint_to_resume(str(work), 'auto')
