@@ -32,6 +32,12 @@ train_pipeline = [
 train_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=50, num_workers=0)
 test_dataloader = val_dataloader
+val_evaluator = [
+    dict(type='Accuracy', topk=(1,)),
+    dict(type='SingleLabelMetric', items=['recall'], average=None),  # accuracy of each class
+    dict(type='ConfusionMatrix'),
+]
+test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(layer_decay_rate=1.0))
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = _base_.param_scheduler
