@@ -111,9 +111,7 @@ def extract_features(
     depth = backbone.num_layers
     layers = range(depth) if layers is None else layers
     if wrong := [i for i in layers if not -depth <= i < depth]:
-        raise ValueError(
-            f'layers {wrong} are out of range: the {depth} blocks are 0 to {depth - 1}'
-        )
+        raise ValueError(f'layers {wrong} are not among the {depth} blocks, 0 to {depth - 1}')
     if backbone.out_type != 'raw':
         raise ValueError(f"features need a backbone with out_type='raw', got {backbone.out_type!r}")
     feats, labels = [], []

@@ -30,20 +30,10 @@ MIN_SCORE = 0.2  # of a detection that is drawn
 MISSING = 'missing'
 PER_CLASS = {'classification': 'accuracy', 'segmentation': 'IoU', 'detection': 'AP'}
 START = ('work_dir', 'load_from', 'resume', 'model.backbone.init_cfg')  # may differ between runs
-VISUALIZERS_OF = {  # task -> visualizer, its settings, its method, arguments
-    'classification': ('mmpretrain.UniversalVisualizer', {}, 'visualize_cls', dict(resize=224)),
-    'segmentation': (
-        'mmseg.SegLocalVisualizer',
-        dict(alpha=0.5),
-        'add_datasample',
-        dict(with_labels=False),  # unreadable on small images: see the legend
-    ),
-    'detection': (
-        'mmdet.DetLocalVisualizer',
-        dict(line_width=2),
-        'add_datasample',
-        dict(pred_score_thr=MIN_SCORE),
-    ),
+VISUALIZERS_OF = {  # task -> class, its settings, arguments of its method
+    'classification': ('mmpretrain.UniversalVisualizer', {}, dict(resize=224)),
+    'segmentation': ('mmseg.SegLocalVisualizer', dict(alpha=0.5), dict(with_labels=False)),
+    'detection': ('mmdet.DetLocalVisualizer', dict(line_width=2), dict(pred_score_thr=MIN_SCORE)),
 }
 
 
@@ -115,14 +105,15 @@ def table_section(comparisons: Sequence[Comparison]) -> Section:
 def task_section(comparison: Comparison, device: str) -> Section:
     """Predictions beside the truth, curves, numbers per class and confusions of one task."""
     samples = draw_samples(comparison, device)  # may add problems
-    matrices = {name: run.confusion() for name, run in comparison.runs.items()}
     values = dict(
         task=comparison.task,
         problems=comparison.problems,
         min_score=MIN_SCORE,
         curves=draw_curves(comparison),
         confusions={
-            n: draw_confusion(matrix) for n, matrix in matrices.items() if matrix is not None
+            name: draw_confusion(matrix)
+            for name, run in comparison.runs.items()
+            if (matrix := run.confusion()) is not None
         },
         **samples,
         **draw_classes(comparison),
@@ -168,39 +159,33 @@ def predict_samples(run: TransferRun, device: str, count: int) -> tuple[Mapping,
 
 def draw(task: str, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
     """Image (H, W, 3) with the labels or the prediction of a data sample."""
-    kind, options, method, arguments = VISUALIZERS_OF[task]
-    visualizer = VISUALIZERS.get(kind)(**options)
+    name, options, arguments = VISUALIZERS_OF[task]
+    visualizer = VISUALIZERS.get(name)(**options)
+    paint = visualizer.visualize_cls if task == 'classification' else visualizer.add_datasample
     palette = None if task == 'detection' else meta.get('palette')  # None: mmdet's random colors
     visualizer.dataset_meta = dict(classes=meta.get('classes'), palette=palette)
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     arguments = arguments | dict(draw_gt=truth, draw_pred=not truth)
-    getattr(visualizer, method)(name='', image=image, data_sample=sample, **arguments)
+    paint(name='', image=image, data_sample=sample, **arguments)
     return visualizer.get_image()
 
 
 def draw_curves(comparison: Comparison) -> 'Figure | None':
     """Training loss and validations of all runs; None if there is nothing but single values."""
-    titles = {'loss': ('training loss', 1)} | {
-        key: (f'validation: {title}, %', factor)
-        for key, (title, factor) in METRICS[comparison.task].items()
-    }
-    panels = {
-        title: {
+    panels = {}
+    for key, (title, factor) in ({'loss': ('training loss', 1)} | METRICS[comparison.task]).items():
+        lines = {
             name: [(entry['step'], factor * entry[key]) for entry in run.scalars if key in entry]
             for name, run in comparison.runs.items()
         }
-        for key, (title, factor) in titles.items()
-    }
-    panels = {
-        title: {name: points for name, points in lines.items() if points}
-        for title, lines in panels.items()
-        if any(len(points) > 1 for points in lines.values())
-    }
+        if any(len(points) > 1 for points in lines.values()):
+            title = title if key == 'loss' else f'validation: {title}, %'
+            panels[title] = {name: points for name, points in lines.items() if points}
     return curves_figure(panels, 'iteration') if panels else None
 
 
 def draw_confusion(matrix: Tensor) -> 'Figure':
-    """Mmpretrain's chart of a confusion matrix (classes, classes) of counts, truth in rows."""
+    """Chart of a confusion matrix (classes, classes) of counts, truth in rows."""
     import matplotlib.pyplot as plt
 
     figure = ConfusionMatrix.plot(

@@ -87,7 +87,7 @@ class TransferRun:
         return {found[1]: 100 * v for key, v in entry.items() if (found := name.fullmatch(key))}
 
     def confusion(self) -> Tensor | None:
-        """Last logged confusion matrix, truth in rows; None if missing or abbreviated in the log."""
+        """Last confusion matrix, truth in rows; None if missing or abbreviated in the log."""
         text = self._last_logged(CONFUSION)
         return torch.tensor(json.loads(text)) if text and '...' not in text else None
 

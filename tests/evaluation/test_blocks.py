@@ -103,7 +103,7 @@ def test_a_config_that_does_not_fit(tmp_path, folder, config):
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(layers=[2]), r'layers \[2\] are out of range'),
+        (dict(layers=[2]), r'layers \[2\] are not among'),
         (dict(img_size=33), '33x33 pixels'),
         (dict(k=43), r'in \[1, 42\]'),
     ],

@@ -230,7 +230,7 @@ def test_bf16_features_are_close_and_fp32(folder, backbone):
 
 
 def test_extraction_errors(folder, backbone):
-    with pytest.raises(ValueError, match=r'layers \[3\] are out of range: the 3 blocks are 0 to 2'):
+    with pytest.raises(ValueError, match=r'layers \[3\] are not among the 3 blocks, 0 to 2'):
         evaluation.extract_features(backbone, loader_of(folder), 'cpu', [0, 3])
     pooled = MCBEiTViT(ARCH, img_size=32, patch_size=8, out_type='avg_featmap')
     with pytest.raises(ValueError, match="out_type='raw', got 'avg_featmap'"):

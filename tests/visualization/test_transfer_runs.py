@@ -23,9 +23,7 @@ x - INFO -
 +-------+-------+------+
 x - INFO - Iter(val) [1/1]    aAcc: 19.0900  mIoU: 2.1300
 """
-RECALL_LOG = (
-    'x - INFO - Epoch(val) [{}][1/1]    single-label/recall_classwise: [{}, 50.5]  time: 1\n'
-)
+RECALL_LOG = 'x - Epoch(val) [{}][1/1]    single-label/recall_classwise: [{}, 50.5]  time: 1\n'
 
 
 @pytest.mark.parametrize('scope', LOGS)
