@@ -3,7 +3,7 @@ import torch
 from conftest import TINY_VQGAN, relative_error
 from golden_tokenizers import golden_state, images_of, save_state, write_golden
 
-from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer, GumbelVQGANTokenizer
+from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer
 
 
 @pytest.fixture
@@ -53,15 +53,6 @@ def test_logits_by_their_definition():
     assert relative_error(model.token_logits(latents), -difference.square().sum(dim=2)) <= 1e-5
 
 
-@pytest.mark.parametrize('n_embed', [16, 24])
-def test_the_vocabulary_is_not_fixed(n_embed):
-    config = TINY_VQGAN | dict(n_embed=n_embed)
-    tokenizer = EMAVQGANTokenizer(**config)
-    assert tokenizer(torch.rand(1, 3, 8, 12)).shape == (1, n_embed, 4, 6)
-    assert tokenizer.decode(torch.full((1, 2, 2), n_embed - 1)).shape == (1, 3, 4, 4)
-    assert EMAVQGANTokenizer.geometry(**config) == dict(vocab_size=n_embed, stride=2)
-
-
 def test_the_optimizer_leaves_the_codes_alone():
     with torch.device('meta'):
         model = EMAVQGAN(TINY_VQGAN['ddconfig'], n_embed=8192, embed_dim=256)
@@ -77,16 +68,6 @@ def test_the_optimizer_leaves_the_codes_alone():
 def test_all_weights_are_loaded(tokenizer):
     found = tokenizer.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in golden_state('ema').items())
-
-
-def test_a_folder_of_the_other_kind(tmp_path, golden, released):
-    with pytest.raises(ValueError, match="describes a EMAVQ: use type='EMAVQGANTokenizer'"):
-        GumbelVQGANTokenizer(checkpoint=released)
-    gumbel = write_golden(tmp_path / 'gumbel', golden('tokenizer_gumbel'), 'gumbel')
-    with pytest.raises(ValueError, match="a GumbelVQ: use type='GumbelVQGANTokenizer'"):
-        EMAVQGANTokenizer(checkpoint=gumbel)
-    with pytest.raises(ValueError, match="use type='GumbelVQGANTokenizer'"):
-        EMAVQGANTokenizer.geometry(checkpoint=gumbel)
 
 
 def test_codebook_of_another_size(released):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -218,14 +217,15 @@ class VQGANTrainer(BaseModel):
         if not self.has_codes:
             vectors, self._latents = torch.cat(self._latents), []
             self.placed.fill_(True)
-            self.place_codes(kmeans(vectors, self.vqgan.vocab_size), vectors)
-            _log(f'Placed {self.vqgan.vocab_size} codes by k-means over {len(vectors)} latents')
+            num_codes = self.vqgan.vocab_size
+            self.place_codes(kmeans(vectors, num_codes), vectors)
+            print_log(f'Placed {num_codes} codes by k-means over {len(vectors)} latents', 'current')
         elif since > 0 and self.restart_interval and since % self.restart_interval == 0:
             dead = self.usage.dead()
             if len(dead):
                 self.restart_codes(dead, draw(as_vectors(latents), len(dead)))
                 self.usage.restart(dead)
-                _log(f'Restarted {len(dead)} dead codes')
+                print_log(f'Restarted {len(dead)} dead codes', 'current')
 
 
 def _check_phases(warmup_iters: int, disc_start: int, total_iters: int) -> None:
@@ -239,8 +239,3 @@ def _check_phases(warmup_iters: int, disc_start: int, total_iters: int) -> None:
 def _zero(module: nn.Module) -> Any:
     """Return 0 with zero gradients for all parameters: DDP expects all of them in each backward."""
     return sum(0 * p.sum() for p in module.parameters() if p.requires_grad)
-
-
-def _log(message: str) -> None:
-    if is_main_process():
-        print_log(message, 'current')
