@@ -40,7 +40,7 @@ def test_half_precision_on_request(precision, bound):
     found = tokenizer(images)
     assert found.dtype == torch.float32
     assert 0 < relative_error(found, exact) < bound  # a few roundings to 8 or 11 bits
-    with torch.autocast('cpu', torch.bfloat16):  # its own, whatever is around it
+    with torch.autocast('cpu', torch.bfloat16):  # overrides an outer autocast
         assert torch.equal(tokenizer(images), found)
     tokenizer.precision = 'fp32'
     assert torch.equal(tokenizer(images), exact)

@@ -29,7 +29,7 @@ def test_golden_logits_are_minus_the_distances(ema, tokenizer):
     assert torch.equal(logits.argmax(dim=1), ema['indices'])
 
 
-def test_the_authors_argmax_is_the_farthest_code(ema, tokenizer):
+def test_argmax_of_the_authors_is_the_farthest_code(ema, tokenizer):
     logits = tokenizer(images_of(ema)).flatten(2)
     assert torch.equal(logits.argmin(dim=1), ema['indices_argmax'])
     assert not (ema['indices_argmax'] == ema['indices']).any()
@@ -53,7 +53,7 @@ def test_logits_by_their_definition():
     assert relative_error(model.token_logits(latents), -difference.square().sum(dim=2)) <= 1e-5
 
 
-def test_the_optimizer_leaves_the_codes_alone():
+def test_codes_are_not_trainable():
     with torch.device('meta'):
         model = EMAVQGAN(TINY_VQGAN['ddconfig'], n_embed=8192, embed_dim=256)
     codes = {k: v for k, v in model.named_parameters() if k.startswith('quantize.')}

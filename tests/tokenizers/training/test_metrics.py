@@ -16,8 +16,8 @@ from mcbeit_mm.visualization.targets import score_tokenizer
 V, STRIDE = 11, 2
 
 
-class Grey(Tokenizer):
-    """Code k is a patch of brightness k / (V - 1)."""
+class Gray(Tokenizer):
+    """Tokenizer whose code k is a gray patch of brightness k / (V - 1)."""
 
     vocab_size, stride = V, STRIDE
 
@@ -38,7 +38,7 @@ class Grey(Tokenizer):
 
 def samples(count=5, size=32):
     images = torch.nn.functional.interpolate(torch.rand(count, 3, 8, 8), size, mode='bilinear')
-    tokenizer = Grey()
+    tokenizer = Gray()
     codes = tokenizer(images).argmax(dim=1)
     rows = []
     for original, back, ids in zip(images, tokenizer.decode(codes), codes, strict=True):
@@ -66,7 +66,7 @@ def test_against_scikit_image_and_slow_counts():
     for row in rows:
         a, b = (x.permute(1, 2, 0).double().numpy() for x in (row.original, row.reconstruction))
         psnr.append(metrics.peak_signal_noise_ratio(a, b, data_range=1))
-        # torchmetrics mirrors the images at their rims, skimage repeats the outermost pixel too.
+        # torchmetrics pads by reflection, scikit-image symmetrically (repeating the edge pixel).
         _, full = metrics.structural_similarity(
             *(np.pad(x, ((5, 5), (5, 5), (0, 0)), mode='reflect') for x in (a, b)),
             data_range=1,
@@ -90,7 +90,7 @@ def test_against_scikit_image_and_slow_counts():
 
 def test_agrees_with_the_report():
     rows = samples()
-    scores = score_tokenizer(Grey(), [torch.stack([row.original for row in rows])])
+    scores = score_tokenizer(Gray(), [torch.stack([row.original for row in rows])])
     result = measure(rows)
     assert result['val/psnr'] == pytest.approx(scores.psnr, abs=1e-4)
     assert result['val/codebook_usage'] == scores.share_used
@@ -119,7 +119,7 @@ def _rank(rank, folder, rows):
 
 
 def test_two_processes_measure_the_same(tmp_path):
-    rows = samples(5)  # one image is dealt out twice, as DefaultSampler does
+    rows = samples(5)  # one image is used twice, as by DefaultSampler
     mp.start_processes(_rank, (tmp_path, rows), nprocs=2, start_method='fork')
     expected = measure(rows)
     for rank in range(2):

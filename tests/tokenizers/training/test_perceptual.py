@@ -24,7 +24,7 @@ def features():
             nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
             nn.init.uniform_(module.bias, -0.1, 0.1)
         elif isinstance(module, nn.ReLU):
-            module.inplace = False  # slow_lpips keeps what comes before
+            module.inplace = False  # slow_lpips keeps intermediate features
     return net
 
 
@@ -150,7 +150,7 @@ def test_image_sizes(loss):
 @pytest.mark.parametrize('layout', ['lin{}.model.1.weight', 'lin{}.model.0.weight'])
 def test_layouts_of_the_linear_layers(lins, vgg_file, loss, tmp_path, layout):
     state = {layout.format(i): lins[f'lin{i}.model.1.weight'] for i in range(5)}
-    state['scaling_layer.shift'] = torch.zeros(1, 3, 1, 1)  # in the state dict of the whole model
+    state['scaling_layer.shift'] = torch.zeros(1, 3, 1, 1)  # part of full LPIPS state dicts
     torch.save(state, tmp_path / 'lins.pth')
     a, b = pairs()
     assert torch.equal(PerceptualLoss(vgg_file, tmp_path / 'lins.pth')(a, b), loss(a, b))
