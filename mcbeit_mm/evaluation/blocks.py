@@ -49,11 +49,11 @@ def evaluate_blocks(
     """
     if not {'backbone', 'data_preprocessor'} <= set(model):
         raise ValueError('the model has no backbone (a tokenizer?): expected a pretraining run')
+    weights = {'checkpoint': state_dict_of(read_checkpoint(checkpoint))} if checkpoint else {}
     views, size = model['data_preprocessor'], img_size or model['backbone'].get('img_size', 224)
     datasets = folder_datasets(
         data, size, views['mean'], views['std'], views.get('to_rgb', False), max_train
     )
-    weights = {'checkpoint': state_dict_of(read_checkpoint(checkpoint))} if checkpoint else {}
     if random_init or not checkpoint:
         weights['random init'] = None
     backbones = {name: build_backbone(model['backbone'], w) for name, w in weights.items()}

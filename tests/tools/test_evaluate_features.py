@@ -95,7 +95,7 @@ def test_untrained_weights_and_one_layer(tmp_path, folder, config, call):
         (['random', '--config', 'CONFIG', '--data', 'x'], 'no folder x/train'),
         (
             ['random', '--config', 'CONFIG', '--data', 'FOLDER', '--layer', '2'],
-            'layers [2] are not among',
+            'layers [2] are not',
         ),
     ],
 )
