@@ -10,12 +10,6 @@ import argparse
 from pathlib import Path
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 def parse_args() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -39,10 +33,10 @@ def parse_args() -> argparse.Namespace:
         dest='transfers',
         help='work dirs of one transfer, from pretrained weights and from scratch; once per task',
     )
-    add('--max-val', type=positive, help=argparse.SUPPRESS)  # of old command lines; has no effect
+    add('--max-val', type=int, help=argparse.SUPPRESS)  # of old command lines; has no effect
     add('--out', type=Path, help='default: WORK_DIR/report.html')
     add('--method-figure', type=Path, metavar='PNG', help='write only a picture of the method')
-    add('--num-images', type=positive, default=256, help='to measure the tokenizer (%(default)s)')
+    add('--num-images', type=int, default=256, help='to measure the tokenizer (%(default)s)')
     add('--device', help="default: 'cuda' if available, else 'cpu'")
     add('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values')
     args = parser.parse_args()

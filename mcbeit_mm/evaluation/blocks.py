@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from mmpretrain.datasets import CustomDataset
 from torch import nn
 
 from ..weights.reading import read_checkpoint, state_dict_of
@@ -71,11 +70,9 @@ def evaluate_blocks(
         blocks = dict(zip(numbers, score_layers(*parts, k, device), strict=True))
         chosen = {m: max(blocks, key=lambda i, m=m: blocks[i][f'{m}_held_out']) for m in METHODS}
         models[name] = dict(chosen=chosen, blocks=blocks)
-    return dict(data=_sizes(data, *datasets), k=k, models=models)
-
-
-def _sizes(root: str | Path, train: CustomDataset, val: CustomDataset) -> dict[str, Any]:
-    return dict(root=str(root), train=len(train), val=len(val), classes=len(train.CLASSES))
+    sizes = dict(zip(('train', 'val'), map(len, datasets), strict=True))
+    data = dict(root=str(data), **sizes, classes=len(datasets[0].CLASSES))
+    return dict(data=data, k=k, models=models)
 
 
 def build_backbone(cfg: Mapping[str, Any], state_dict: Mapping | None) -> nn.Module:

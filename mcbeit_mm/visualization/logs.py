@@ -39,17 +39,13 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _is_validation(entry: dict) -> bool:
-    return 'lr' not in entry and 'data_time' in entry
-
-
 def _in_steps(entries: Iterable[dict], step: int) -> list[dict]:
     """Set the step of validations to that of the training before them, initially `step`."""
     placed = []
     for entry in entries:
         if 'lr' in entry:
             step = entry['step']
-        elif _is_validation(entry):
+        elif 'data_time' in entry:  # a validation
             times = ('time', 'data_time')  # of validation steps
             entry = {key: value for key, value in entry.items() if key not in times}
             entry['step'] = max(step, entry['step'])

@@ -71,29 +71,20 @@ def features_section(scores: Mapping) -> Section:
         }
         for method, title in METHODS.items()
     }
+    rows = []
+    for method, title in METHODS.items():
+        blocks = [str(model['chosen'][method]) for model in models.values()]
+        values = [m['blocks'][i][method] for m, i in zip(models.values(), blocks, strict=True)]
+        cells = [f'{v:.1f} % (block {i})' for v, i in zip(values, blocks, strict=True)]
+        gain = [f'{values[0] - values[1]:+.1f}'] if len(values) > 1 else []
+        rows.append([f'{title}, best block', *cells, *gain])
     values = dict(
-        rows=[
-            _accuracy_row(models.values(), method, which)
-            for method in METHODS
-            for which in ('best', 'last')
-        ],
+        rows=rows,
         header=['', *models, *(['gain'] if len(models) > 1 else [])],
         data=scores['data'],
         chart=curves_figure(panels, 'block'),
     )
     return Section('features', 'Accuracy of the frozen features', values)
-
-
-def _accuracy_row(models: Sequence[Mapping], method: str, which: str) -> list[str]:
-    """Accuracy of each model at its best or its last block, and the gain of the first."""
-    cells, values = [], []
-    for model in models:
-        best, last = str(model['chosen'][method]), max(model['blocks'], key=int)
-        number = best if which == 'best' else last
-        values.append(model['blocks'][number][method])
-        cells.append(f'{values[-1]:.1f} % (block {number})')
-    gain = [f'{values[0] - values[1]:+.1f}'] if len(values) > 1 else []
-    return [f'{METHODS[method]}, {which} block', *cells, *gain]
 
 
 def picture_sections(

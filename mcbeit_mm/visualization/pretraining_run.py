@@ -1,6 +1,5 @@
 """Work dir of a pretraining run -> its model, images and facts."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +105,7 @@ def load_batches(
 
 
 def facts(run: PretrainingRun, folder: Path) -> dict[str, str]:
-    """What identifies the run; versions come from its own log."""
-    logs = sorted(run.config_file.parent.glob('*/*.log'))
-    text = logs[-1].read_text() if logs else ''
-    versions = re.findall(r'^    (Python|PyTorch|MMEngine|GPU [\d,]+): (\S+.*)', text, re.MULTILINE)
+    """What identifies the run."""
     model, tokenizer = run.model, run.model.tokenizer.identity
 
     def millions(module: nn.Module) -> str:
@@ -122,5 +118,4 @@ def facts(run: PretrainingRun, folder: Path) -> dict[str, str]:
         'images of this report': str(folder),
         'parameters': f'backbone {millions(model.backbone)}, head {millions(model.head)}, '
         f'tokenizer {millions(model.tokenizer)} (frozen)',
-        **{name: value.split(' (')[0] for name, value in versions},
     }
