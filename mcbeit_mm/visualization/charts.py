@@ -27,7 +27,10 @@ def blank_figure(width: float, height: float) -> 'Figure':
 
 
 def curves_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 'Figure':
-    """Lines to compare: a panel per title, two or three a row, in it name -> points (x, y)."""
+    """Lines to compare: a panel per title, two or three a row, in it name -> points (x, y).
+
+    A line with the name of its panel needs no legend.
+    """
     columns = min(3, max(2, len(panels)))
     rows = math.ceil(len(panels) / columns)
     figure = blank_figure(9.6, 2.5 * rows)
@@ -52,10 +55,10 @@ def curves_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 'F
 
 
 def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> 'Figure':
-    """Repeated measurements side by side: a panel per title, in it name -> values, a row each.
+    """Repeated measurements: a panel per title, in it name -> values, a row each.
 
-    Dots are the values, bars the mean and the sample standard deviation; a dashed line continues
-    the mean of the first name. Panels share the names.
+    Dots are the values, bars the mean and the sample standard deviation, the dashed line is the
+    mean of the first name. Panels share the names.
     """
     names = list(next(iter(panels.values())))
     figure = blank_figure(9.6, 1.1 + 0.3 * len(names))
@@ -100,7 +103,7 @@ def classes_figure(
 
 
 def usage_figure(counts: np.ndarray) -> 'Figure':
-    """Share of the patches in percent that each code takes, most frequent first."""
+    """Percent of the patches per code, most frequent code first."""
     figure = blank_figure(9.6, 2.5)
     axes = figure.subplots()
     shares = 100 * np.sort(counts)[::-1] / counts.sum()

@@ -1,4 +1,4 @@
-"""The method in one picture."""
+"""One picture of the method: image, mask, multi-choice targets, reconstruction."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -41,11 +41,12 @@ def method_figure(
     show_masked(last, pictures['student, average'], np.zeros_like(hidden), outlined)
     _label(first, 'image', 'the tokenizer sees all patches')
     _label(second, 'mask', f'the student sees {100 * (1 - hidden.mean()):.0f} % of them')
-    _label(last, "student's prediction", 'decoded at masked patches')
+    _label(last, 'reconstruction', "from the student's predictions")
     for i, (name, choice) in enumerate(zip(COLORS, choices, strict=False)):
         axes = figure.add_subplot(grid[i, 2])
         draw_choice(axes, choice, codes_in_place(model.tokenizer, shown, 0, choice))
-        axes.set_title(f'choices for the {name} patch', fontsize=10, color=COLORS[name])
+        axes.set_title(f'top codes of the {name} patch', fontsize=10, color=COLORS[name])
+        axes.set_ylabel('probability', fontsize=8.5)
         axes.yaxis.get_major_locator().set_params(nbins=3)
     figure.legend(
         *axes.get_legend_handles_labels(),
