@@ -1,5 +1,6 @@
 """Work dir of a pretraining run -> its model, images and facts."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,7 @@ def load_run(
     cfg = launch.load_config(str(config_file), cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     file = resume.find_checkpoint(checkpoint or work_dir)
-    content = read_checkpoint(file)
-    meta = content.get('meta', {})
-    model = MODELS.build(cfg.model)
-    load_state(model, content, file)
+    model, meta = load_model(cfg, file)
     trained, given = meta.get('tokenizer'), model.tokenizer.identity
     if trained and trained['sha256'] != given['sha256']:
         raise ValueError(
@@ -56,12 +54,16 @@ def load_run(
     return PretrainingRun(config_file, cfg, file, meta.get('epoch'), model.to(device))
 
 
-def load_state(model: nn.Module, checkpoint: dict, file: Path) -> None:
-    """Load all weights; ValueError if any is missing, unexpected or of another shape."""
+def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
+    """Build the model of a config with all weights of a checkpoint; return its meta as well."""
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None
+    model, checkpoint = MODELS.build(model_cfg), read_checkpoint(file)
     try:
         model.load_state_dict(state_dict_of(checkpoint))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{file} does not fit the config: {str(error)[:400]}') from error
+    return model, checkpoint.get('meta', {})
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:

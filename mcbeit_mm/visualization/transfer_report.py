@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 import mmcv
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmpretrain.evaluation import ConfusionMatrix
 from torch import Tensor
 
 from ..config.diff import differences, settings
 from ..engine import resume
-from ..weights.reading import read_checkpoint
 from .charts import classes_figure, curves_figure
 from .page import Section
-from .pretraining_run import load_state
+from .pretraining_run import load_model
 from .transfer_runs import METRICS, TransferRun
 
 if TYPE_CHECKING:
@@ -146,11 +144,7 @@ def draw_samples(comparison: Comparison, device: str, count: int = 5) -> dict[st
 def predict_samples(run: TransferRun, device: str, count: int) -> tuple[Mapping, list]:
     """Meta data of the validation set, and data samples of a fixed random choice of its images."""
     init_default_scope(run.cfg.default_scope)
-    file = resume.find_checkpoint(run.folder)
-    cfg = Config(dict(model=run.cfg.model)).copy().model
-    cfg.backbone.init_cfg = None
-    model = MODELS.build(cfg)
-    load_state(model, read_checkpoint(file), file)
+    model, _ = load_model(run.cfg, resume.find_checkpoint(run.folder))
     dataset = DATASETS.build(run.cfg.val_dataloader.dataset)
     picks = np.random.default_rng(0).permutation(len(dataset))[:count].tolist()
     batch = pseudo_collate([dataset[i] for i in picks])
