@@ -1,4 +1,4 @@
-"""Damage is found: no flipped bit and no missing byte changes what is loaded unnoticed."""
+"""No flipped bit and no missing byte changes the loaded content unnoticed."""
 
 import random
 import struct
@@ -100,13 +100,18 @@ def test_a_record_marked_as_a_folder_is_found(file, good):
 
 
 def test_an_index_that_hides_records_is_found(file, good):
-    """Python's zipfile does not look at the counts of records, by which torch goes."""
-    at = good.index(b'PK\x06\x06') + 24  # two counts in the zip64 end of the directory
+    """Python's zipfile ignores the number of records in the index; torch relies on it."""
+    at = good.index(b'PK\x06\x06') + 24  # two counts in the zip64 end record
     (count,) = struct.unpack_from('<Q', good, at)
     spoilt = bytearray(good)
-    struct.pack_into('<QQ', spoilt, at, count - 1, count - 1)
-    file.write_bytes(spoilt)
-    assert damage(file) == f'torch finds {count - 1} of {count} records'
+    original = load_from_local(str(file))
+    for number in range(count + 2):
+        struct.pack_into('<QQ', spoilt, at, number, number)
+        file.write_bytes(spoilt)
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
+        assert harmless(file, original)
+        assert (damage(file) is None) == (number in (count - 1, count))  # the last is a mere id
 
 
 def test_the_message_names_the_record(file, good):
@@ -115,12 +120,12 @@ def test_the_message_names_the_record(file, good):
     spoilt[good.index(weight) + 3] ^= 64
     file.write_bytes(spoilt)
     assert not same(load_from_local(str(file)), good)  # torch does not notice
-    assert damage(file) == "BadZipFile: Bad CRC-32 for file 'epoch_1/data/0'"
+    assert damage(file) == 'record epoch_1/data/0 does not match its CRC-32'
 
 
 def test_zeros_as_after_a_power_cut(file, good):
     file.write_bytes(bytes(len(good)))
-    assert 'no checkpoint' in damage(file)
+    assert 'not a checkpoint' in damage(file)
 
 
 def test_a_zip_of_something_else(tmp_path):
@@ -135,7 +140,7 @@ def test_safetensors(tmp_path):
     assert damage(path) is None
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    assert damage(path) == f'{len(content) - 1} bytes, the header announces {len(content)}'
+    assert 'not fully covered' in damage(path)
     for broken in (b'\xff' * 8 + content[8:], content[:20], b'abc', content[:8] + b'[]' * 30):
         path.write_bytes(broken)
         assert damage(path), broken[:30]
@@ -148,14 +153,4 @@ def test_the_old_format_cannot_be_checked(tmp_path):
     torch.save(dict(a=torch.ones(3)), path, _use_new_zipfile_serialization=False)
     assert damage(path) is None
     path.write_bytes(b'<html>not found</html>')
-    assert 'no checkpoint' in damage(path)
-
-
-def test_a_folder_is_as_good_as_its_files(tmp_path, file):
-    folder = tmp_path / 'global_step1'
-    folder.mkdir()
-    assert damage(folder) == 'the folder holds no checkpoint'
-    (folder / 'one.pt').write_bytes(file.read_bytes())
-    assert damage(folder) is None
-    (folder / 'two.pt').write_bytes(file.read_bytes()[:-9])
-    assert damage(folder).startswith('two.pt: ')
+    assert 'not a checkpoint' in damage(path)
