@@ -1,6 +1,5 @@
 import argparse
 import collections
-import hashlib
 import json
 import os
 import pickle
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from mcbeit_mm.fileio.pins import sha256_of
 from mcbeit_mm.weights.reading import is_wrapped, read_checkpoint, state_dict_of
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.tensor([1, -2])}
@@ -288,12 +286,6 @@ def test_state_dict_of_keeps_a_prefix_that_is_not_common():
 def test_state_dict_of_without_tensors():
     with pytest.raises(ValueError, match=r"\['epoch', 'model'\]"):
         state_dict_of({'epoch': 1, 'model': {}})
-
-
-def test_sha256_of(tmp_path):
-    content = bytes(range(256)) * 9000  # more than one chunk
-    (tmp_path / 'x').write_bytes(content)
-    assert sha256_of(tmp_path / 'x') == hashlib.sha256(content).hexdigest()
 
 
 def test_a_work_dir_gives_its_newest_checkpoint(tmp_path):

@@ -89,10 +89,10 @@ def test_only_the_byte_order_of_a_type_is_taken(tmp_path, kind):
 )
 def test_other_types_are_refused(tmp_path, content):
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(dict(metainfo={}, data_list=[content])))
-    with pytest.raises(SetupError, match='pickle file.*not read'):
+    with pytest.raises(SetupError, match='refused a pickle file'):
         BaseDataset(ann_file=str(tmp_path / 'x.pkl'))
 
 
 def test_an_array_is_not_built_by_a_call():
-    with pytest.raises(pickle.UnpicklingError, match='called by the file'):
+    with pytest.raises(pickle.UnpicklingError, match='the file calls numpy.ndarray'):
         Array((1,), 'O', b'pointer!')

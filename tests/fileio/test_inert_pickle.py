@@ -111,15 +111,15 @@ def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, foreign):
         torch.save(net, tmp_path / 'net.pkl')
         return tmp_path / 'net.pkl'
 
-    with pytest.raises(ValueError, match=r'net\.pkl.*odd in its module.*unread foreign\.Odd'):
+    with pytest.raises(ValueError, match=r'net\.pkl.*odd in the pickled .*unread foreign\.Odd'):
         read_checkpoint(saved(odd=foreign.Odd()))
     loop = nn.Sequential(nn.ReLU())
     loop._modules['again'] = loop
-    with pytest.raises(ValueError, match=r'loop\.again in its module'):
+    with pytest.raises(ValueError, match=r'loop\.again in the pickled module'):
         read_checkpoint(saved(loop=loop))
     odd = nn.ReLU()
     odd._parameters['w'] = 'text'
-    with pytest.raises(ValueError, match=r'a\.w in its module is no tensor \(str\)'):
+    with pytest.raises(ValueError, match=r'a\.w in the pickled module is not a tensor \(str\)'):
         read_checkpoint(saved(a=odd))
 
 
@@ -142,7 +142,7 @@ def test_messages_do_not_spell_out_nested_lists(tmp_path):
     net = nn.ReLU()
     net._parameters['w'] = nested
     torch.save(nn.Sequential(net), tmp_path / 'net.pkl')
-    with pytest.raises(ValueError, match=r'0\.w in its module is no tensor \(list\)'):
+    with pytest.raises(ValueError, match=r'0\.w in the pickled module is not a tensor \(list\)'):
         read_checkpoint(tmp_path / 'net.pkl')
 
 
