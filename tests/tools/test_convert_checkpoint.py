@@ -68,7 +68,7 @@ def test_stock_timm_gives_the_same_tokens_after_pretraining(tmp_path):
     assert not missing and sorted(unexpected) == ['mask_token', SHARED_TABLE]
     x = torch.randn(2, 3, 64, 64)
     assert relative_error(model(x)[0], reference.forward_features(x)) < 1e-5
-    stripped = write(with_head(model, 'lm_head'), tmp_path / 'y.safetensors', 'timm', stripped=True)
+    stripped = write(with_head(model, 'lm_head'), tmp_path / 'y.safetensors', 'timm', strip=True)
     reference.load_state_dict(read_checkpoint(tmp_path / 'y.safetensors'))  # strictly
     assert stripped.keys() == reference.state_dict().keys()
 
@@ -92,7 +92,7 @@ def test_labels_come_in_wordnet_order(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     'lines, message',
-    [('n01 n02 n03', 'WordNet'), ('n00000001 n00000001', 'different'), ('n00000001', '3 classes')],
+    [('n01 n02 n03', 'WordNet'), ('n00000001 n00000001', 'unique'), ('n00000001', '3 classes')],
 )
 def test_wrong_label_orders(tmp_path, monkeypatch, capsys, lines, message):
     torch.save(with_head(tiny(**FINE), 'head', classes=3), tmp_path / 'src.pth')

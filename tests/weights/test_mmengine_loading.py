@@ -69,7 +69,7 @@ def test_missing_and_damaged_files(tmp_path):
     torch.save(dict(state_dict={'w': torch.ones(1000)}), tmp_path / 'cut.pth')
     data = (tmp_path / 'cut.pth').read_bytes()
     (tmp_path / 'cut.pth').write_bytes(data[: len(data) // 2])
-    with pytest.raises(SetupError, match='cut short'):
+    with pytest.raises(SetupError, match='truncated'):
         _load_checkpoint(str(tmp_path / 'cut.pth'))
 
 
