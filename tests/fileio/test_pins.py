@@ -147,7 +147,7 @@ def test_tools_take_pins(tmp_path, monkeypatch, capsys):
     file = tmp_path / 'x.pth'
     torch.save({'blocks.0.norm1.weight': torch.ones(2)}, file)
     for source, target in ((HEX, 'out.pth'), (digest_of(file), 'x.pth')):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match='2'):
             convert(f'{file}#sha256={source}', tmp_path / target)
     error = capsys.readouterr().err
     assert f'expected {HEX}' in error and 'x.pth is the source itself' in error
