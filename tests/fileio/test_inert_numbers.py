@@ -29,30 +29,20 @@ def test_arrays_and_scalars_survive(tmp_path, kind, order):
     assert type(saved['x']) is np.ndarray and saved['z'] == array.dtype
 
 
-class _WithState:
-    """Pickles as a call with arguments, then a state."""
-
-    def __init__(self, function, args, state):
-        self.reduced = (function, args, state)
-
-    def __reduce__(self):
-        return self.reduced
-
-
 def far_field():
     """A type of 8 bytes with a field a million bytes further; NumPy would read there."""
     state = (3, '<', None, ('a',), {'a': (np.dtype('f8'), 10**6)}, -1, -1, 0)
-    return _WithState(np.dtype, ('f8', False, True), state)
+    return Payload(np.dtype, 'f8', False, True, state=state)
 
 
 def pointers():
     """A type of numbers that claims to hold objects."""
-    return _WithState(np.dtype, ('f8', False, True), (3, '<', None, None, None, -1, -1, 63))
+    return Payload(np.dtype, 'f8', False, True, state=(3, '<', None, None, None, -1, -1, 63))
 
 
 def array_of(kind, data=b'12345678'):
-    return _WithState(
-        np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b'b'), (1, (1,), kind, False, data)
+    return Payload(
+        np.zeros(1).__reduce__()[0], np.ndarray, (0,), b'b', state=(1, (1,), kind, False, data)
     )
 
 
@@ -66,7 +56,7 @@ def test_only_the_byte_order_of_a_type_is_taken(tmp_path, kind):
     )
     for loaded in (
         _load_checkpoint(str(tmp_path / 'x.pth'))['x'],
-        BaseDataset(ann_file=str(tmp_path / 'x.pkl')).get_data_info(0)['x'],
+        BaseDataset(ann_file=str(tmp_path / 'x.pkl'), serialize_data=False).get_data_info(0)['x'],
     ):
         assert loaded.dtype == np.dtype('f8') and not loaded.dtype.fields
         assert not loaded.dtype.hasobject and loaded.tobytes() == b'12345678'
@@ -80,7 +70,7 @@ def test_only_the_byte_order_of_a_type_is_taken(tmp_path, kind):
         np.dtype([('a', 'f8')]),
         np.dtype(('f8', (2,))),
         np.array([1, 'x'], dtype=object),
-        array_of(_WithState(np.dtype, ('f8', False, True), (3, '?', None, None, None, -1, -1, 0))),
+        array_of(Payload(np.dtype, 'f8', False, True, state=(3, '?', None, None, None, -1, -1, 0))),
         array_of(np.dtype('f8'), [1, 2]),
         array_of(np.dtype('f8'), b'123'),
         Payload(np.zeros(1)[0].__reduce__()[0], 3, b'12345678'),

@@ -7,19 +7,10 @@ import types
 
 import pytest
 import torch
+from hostile_files import Payload
 from torch import nn
 
 from mcbeit_mm.weights.reading import read_checkpoint
-
-
-class Call:
-    """Pickles as a call of `function` with `args`."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.fixture
@@ -85,8 +76,8 @@ def test_classes_are_not_called_even_when_they_exist(tmp_path, foreign, monkeypa
 def test_hostile_modules_run_nothing(tmp_path, foreign, place, function):
     mark, path = tmp_path / 'ran', tmp_path / 'net.pkl'
     payload = {
-        'os.system': Call(os.system, f'touch {mark}'),
-        'eval': Call(eval, f'open({str(mark)!r}, "w").close()'),
+        'os.system': Payload(os.system, f'touch {mark}'),
+        'eval': Payload(eval, f'open({str(mark)!r}, "w").close()'),
     }[function]
     net = network(foreign)
     states = dict(attribute=net.__dict__, parameter=net._parameters, buffer=net._buffers)

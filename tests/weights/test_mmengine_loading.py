@@ -6,21 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from hostile_files import Payload
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import _load_checkpoint
 
 import mcbeit_mm.weights.mmengine_loading  # noqa: F401
 from mcbeit_mm.errors import SetupError
-
-
-class Payload:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize('place', ['state_dict', 'optimizer', 'meta'])

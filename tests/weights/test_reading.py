@@ -13,6 +13,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from hostile_files import Payload
 
 from mcbeit_mm.weights.reading import is_wrapped, read_checkpoint, state_dict_of
 
@@ -26,29 +27,19 @@ def assert_weights(found):
         assert torch.equal(found[name], tensor)
 
 
-class Call:
-    """Pickles as a call of `function` with `args`."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
 def payloads(sentinel):
     touch = f'touch {sentinel}'
-    os_system = Call(getattr, Call(import_module, 'os'), 'system')
+    os_system = Payload(getattr, Payload(import_module, 'os'), 'system')
     run = f'open({str(sentinel)!r}, "w").close()'
     return {
-        'os.system': Call(os.system, touch),  # pickles as posix.system
-        'builtins.eval': Call(eval, f'__import__("os").system("{touch}")'),
-        'builtins.exec': Call(exec, run),
-        'subprocess': Call(subprocess.check_call, ['touch', str(sentinel)]),
-        'getattr chain': Call(list, Call(map, os_system, [touch])),
-        'open': Call(open, str(sentinel), 'w'),
-        'code in a state': argparse.Namespace(payload=Call(eval, run)),
-        'bound method': Call(argparse.Namespace(a=Call(exec, run)).__setattr__, 'b', 1),
+        'os.system': Payload(os.system, touch),  # pickles as posix.system
+        'builtins.eval': Payload(eval, f'__import__("os").system("{touch}")'),
+        'builtins.exec': Payload(exec, run),
+        'subprocess': Payload(subprocess.check_call, ['touch', str(sentinel)]),
+        'getattr chain': Payload(list, Payload(map, os_system, [touch])),
+        'open': Payload(open, str(sentinel), 'w'),
+        'code in a state': argparse.Namespace(payload=Payload(eval, run)),
+        'bound method': Payload(argparse.Namespace(a=Payload(exec, run)).__setattr__, 'b', 1),
     }
 
 
@@ -77,14 +68,14 @@ def test_hostile_file_runs_nothing(tmp_path, name, legacy):
 
 
 def test_blocked_module_is_named(tmp_path):
-    torch.save({'payload': Call(os.system, 'true')}, tmp_path / 'x.pth')
+    torch.save({'payload': Payload(os.system, 'true')}, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match=r'posix\.system|nt\.system'):
         read_checkpoint(tmp_path / 'x.pth')
 
 
 def test_globals_registered_by_others_are_not_called(tmp_path):
     sentinel = tmp_path / 'sentinel'
-    torch.save({'payload': Call(open, str(sentinel), 'w')}, tmp_path / 'x.pth')
+    torch.save({'payload': Payload(open, str(sentinel), 'w')}, tmp_path / 'x.pth')
     with torch.serialization.safe_globals([(open, 'io.open'), (open, '_io.open'), print]):
         before = torch.serialization.get_safe_globals()
         payload = read_checkpoint(tmp_path / 'x.pth')['payload']
@@ -145,7 +136,7 @@ def test_tensors_of_an_unread_kind_are_an_error(tmp_path):
     rebuild.__module__, rebuild.__qualname__ = 'torch._utils', '_rebuild_strange'
     torch._utils._rebuild_strange = rebuild
     try:
-        torch.save({'model': {'w': Call(rebuild)}}, tmp_path / 'x.pth')
+        torch.save({'model': {'w': Payload(rebuild)}}, tmp_path / 'x.pth')
     finally:
         del torch._utils._rebuild_strange
     with pytest.raises(ValueError, match='_rebuild_strange'):
