@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlparse
@@ -41,7 +42,13 @@ def load_from_local(filename: str, map_location: str | None = None) -> dict:
     `model` or `module`, as in the authors' files, to MMEngine's `state_dict`.
     """
     try:
-        return _for_mmengine(_load(filename, map_location))
+        name, pin = split_pin(filename)
+        path = Path(name).expanduser()
+        if path.is_file() and path.suffix != '.safetensors':
+            check_pin(path, pin)
+            with suppress(pickle.UnpicklingError, RuntimeError, EOFError):
+                return _for_mmengine(_load_numbers(path, map_location))
+        return _for_mmengine(read_checkpoint(f'{path}#sha256={pin}' if pin else path))
     except ValueError as error:
         raise SetupError(str(error)) from error
 
@@ -85,7 +92,7 @@ def load_open_file(
     if isinstance(file, str | os.PathLike):
         return load_from_local(os.fspath(file), map_location)
     try:
-        return _for_mmengine(_load_trusting_nothing(file, map_location))
+        return _for_mmengine(_load_numbers(file, map_location))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SetupError(
             'the checkpoint in the object store holds more than tensors and numbers, or is '
@@ -130,20 +137,8 @@ class DataYamlHandler(YamlHandler):
         return yaml.safe_load(file)
 
 
-def _load(filename: str, map_location: str | None) -> dict:
-    name, pin = split_pin(filename)
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f'no checkpoint {path} (working directory: {Path.cwd()})')
-    if path.is_dir() or path.suffix == '.safetensors':
-        return read_checkpoint(f'{path}#sha256={pin}' if pin else path)
-    try:
-        return _load_trusting_nothing(check_pin(path, pin), map_location)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        return read_checkpoint(path)
-
-
-def _load_trusting_nothing(file: Path | IO[bytes], map_location: str | None) -> dict:
+def _load_numbers(file: Path | IO[bytes], map_location: str | None) -> Any:
+    """Load tensors, numbers and logs; UnpicklingError for objects of other classes."""
     known = [(stand_in, name) for name, stand_in in (NUMBERS | LOGS).items()]
     with torch.serialization.safe_globals(known):
         return torch.load(file, map_location=map_location, weights_only=True)

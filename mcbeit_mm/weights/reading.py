@@ -39,7 +39,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     name, pin = split_pin(path)
     path = Path(name)
     if not path.exists():
-        raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')
+        raise FileNotFoundError(f'no checkpoint at {path} (working directory: {Path.cwd()})')
     files = _files_of_folder(path) if path.is_dir() else [path]
     if pin and len(files) > 1:
         raise ValueError(
@@ -121,7 +121,7 @@ def _read_file(path: Path) -> dict:
         raise
     except Exception as error:  # damaged bytes make the parsers raise almost anything
         raise ValueError(
-            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
+            f'cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
             f'If the file is damaged or truncated, download or copy it again; otherwise {RESAVE}'
         ) from error
     if not isinstance(checkpoint, dict):

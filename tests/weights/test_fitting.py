@@ -127,7 +127,7 @@ def test_init_cfg(tmp_path):
     with pytest.raises(SetupError, match=r'init_cfg=None'):
         built().init_weights()
     built(min_match=0.5).init_weights()
-    with pytest.raises(SetupError, match='No checkpoint'):
+    with pytest.raises(SetupError, match='no checkpoint'):
         built(checkpoint=str(tmp_path / 'none.pth')).init_weights()
 
 
