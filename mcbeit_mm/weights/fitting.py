@@ -4,7 +4,7 @@ A backbone that mixes in `PretrainedMixin` and registers `adapt_on_load` accepts
 `init_cfg`, `load_weights`, `load_state_dict` and, with `FitWeightsHook`, from `load_from`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mmengine.logging import print_log
@@ -142,14 +142,7 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
         resized=[k for k, v in fits.items() if _was_resized(k, v, official.backbone)],
         share=(expected - len(missing)) / expected,
     )
-    if report.share < settings.min_match:
-        raise SetupError(_too_few(report, settings.min_match))
-    depth = 1 + max((int(k.split('.')[1]) for k in foreign if k.startswith('blocks.')), default=-1)
-    if depth > module.num_layers and settings.min_match > 0:
-        raise SetupError(
-            f'the weights have {depth} blocks, the backbone {module.num_layers}: set the same '
-            'arch, or min_match=0 to load only the first blocks'
-        )
+    _check_enough(module, report, foreign)
     if not (report.exact or settings.quiet):
         print_log(f'{type(module).__name__}: {report}', logger='current')
 
@@ -201,14 +194,22 @@ def _backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
     return path, found[path]
 
 
-def _too_few(report: LoadReport, min_match: float) -> str:
-    return (
-        f'only {report.share:.0%} of the backbone is in these weights, expected at least '
-        f'{min_match:.0%}. {report}. If the sizes differ, set the same arch; if the names differ '
-        'because the weights are a bare backbone or from another library, use '
-        'load_weights(model, path) or, for load_from, FitWeightsHook in custom_hooks; a smaller '
-        'min_match accepts them'
-    )
+def _check_enough(module: nn.Module, report: LoadReport, foreign: Iterable[str]) -> None:
+    min_match = module.fit_settings.min_match
+    if report.share < min_match:
+        raise SetupError(
+            f'only {report.share:.0%} of the backbone is in these weights, expected at least '
+            f'{min_match:.0%}. {report}. If the sizes differ, set the same arch; if the names '
+            'differ because the weights are a bare backbone or from another library, use '
+            'load_weights(model, path) or, for load_from, FitWeightsHook in custom_hooks; a '
+            'smaller min_match accepts them'
+        )
+    depth = 1 + max((int(k.split('.')[1]) for k in foreign if k.startswith('blocks.')), default=-1)
+    if depth > module.num_layers and min_match > 0:
+        raise SetupError(
+            f'the weights have {depth} blocks, the backbone {module.num_layers}: set the same '
+            'arch, or min_match=0 to load only the first blocks'
+        )
 
 
 def _was_resized(name: str, tensor: Tensor, source: Mapping[str, Tensor]) -> bool:
