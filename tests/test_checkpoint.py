@@ -1,4 +1,4 @@
-"""load_weights takes weights of any naming and precision, from a path or a dict."""
+"""load_weights accepts weights of any naming and precision, and heads that fit."""
 
 import copy
 
@@ -54,7 +54,7 @@ def test_heads_go_where_they_fit():
     assert 'lm_head.weight' in report.unused
 
 
-def test_models_without_one_backbone_are_an_error():
+def test_models_without_exactly_one_backbone():
     with pytest.raises(SetupError, match='got'):
         load_weights(nn.Linear(2, 2), {'weight': torch.ones(2, 2)})
     pair = nn.ModuleDict(dict(a=tiny(), b=tiny()))
@@ -62,6 +62,6 @@ def test_models_without_one_backbone_are_an_error():
         load_weights(pair, tiny().state_dict())
 
 
-def test_addresses_are_not_paths():
+def test_urls_are_refused():
     with pytest.raises(ValueError, match='https://x.org/w.pth is a URL'):
         load_weights(tiny(), 'https://x.org/w.pth')

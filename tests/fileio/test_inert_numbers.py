@@ -1,4 +1,4 @@
-"""NumPy values out of a file: the same numbers, and no pointers or offsets from the file."""
+"""NumPy values survive loading, without pointers or offsets from the file."""
 
 import pickle
 
@@ -19,7 +19,7 @@ from mcbeit_mm.fileio.inert_numbers import Array, NumberType
 def test_arrays_and_scalars_survive(tmp_path, kind, order):
     array = np.arange(6).reshape(2, 3).astype(kind, order=order)
     content = dict(state_dict={}, x=array, y=array[1, 2], z=array.dtype)
-    for number in range(3):  # also after being saved again
+    for number in range(3):  # also after saving again
         torch.save(content, tmp_path / f'{number}.pth')
         content = _load_checkpoint(str(tmp_path / f'{number}.pth'), map_location='cpu')
         assert np.array_equal(content['x'], array) and content['y'] == array[1, 2]
@@ -30,13 +30,13 @@ def test_arrays_and_scalars_survive(tmp_path, kind, order):
 
 
 def far_field():
-    """A type of 8 bytes with a field a million bytes further; NumPy would read there."""
+    """An 8-byte dtype with a field a million bytes away, which NumPy would read."""
     state = (3, '<', None, ('a',), {'a': (np.dtype('f8'), 10**6)}, -1, -1, 0)
     return Payload(np.dtype, 'f8', False, True, state=state)
 
 
 def pointers():
-    """A type of numbers that claims to hold objects."""
+    """A numeric dtype that claims to hold objects."""
     return Payload(np.dtype, 'f8', False, True, state=(3, '<', None, None, None, -1, -1, 63))
 
 
@@ -47,9 +47,9 @@ def array_of(kind, data=b'12345678'):
 
 
 @pytest.mark.parametrize('kind', [far_field, pointers])
-def test_only_the_byte_order_of_a_type_is_taken(tmp_path, kind):
+def test_only_the_byte_order_of_a_dtype_is_used(tmp_path, kind):
     free = pickle.loads(pickle.dumps(kind()))
-    assert free.fields or free.hasobject  # what NumPy itself makes of it
+    assert free.fields or free.hasobject  # NumPy itself believes it
     torch.save(dict(state_dict={}, x=array_of(kind())), tmp_path / 'x.pth')
     (tmp_path / 'x.pkl').write_bytes(
         pickle.dumps(dict(metainfo={}, data_list=[dict(img_path='', x=array_of(kind()))]))
@@ -83,6 +83,6 @@ def test_other_types_are_refused(tmp_path, content):
         BaseDataset(ann_file=str(tmp_path / 'x.pkl'))
 
 
-def test_an_array_is_not_built_by_a_call():
+def test_arrays_are_not_built_by_a_call():
     with pytest.raises(pickle.UnpicklingError, match='the file calls numpy.ndarray'):
         Array((1,), 'O', b'pointer!')

@@ -1,4 +1,4 @@
-"""Every kind of mismatch is reported, and every loader of MMEngine gives the same result."""
+"""Weights load alike by every route, and every mismatch is reported."""
 
 import copy
 
@@ -50,7 +50,7 @@ def test_finetuned_models_of_the_authors_load(golden):
     assert relative_error(model(g['image'])[0], g['forward_features']) < 1e-5
 
 
-def test_too_few_tensors_are_an_error_that_names_them():
+def test_error_names_the_missing_tensors():
     state = tiny().state_dict()
     for name in [name for name in state if name.startswith('blocks.1.')]:
         state[name.replace('blocks.1', 'stage.1')] = state.pop(name)
@@ -66,17 +66,17 @@ def test_too_few_tensors_are_an_error_that_names_them():
     report = load_weights(model, state, min_match=0.4)
     assert 0.4 < report.share < 0.9
     assert any('(48, 16), expected (96, 32)' in name for name in report.unused)
-    assert model.fit_settings == FitSettings()  # the setting was for that call
+    assert model.fit_settings == FitSettings()  # the argument applied to that call only
 
 
-def test_a_bare_checkpoint_must_not_vanish_on_its_way_into_a_full_model():
-    """MMEngine hands a child only the names under its prefix: here, none."""
+def test_bare_backbone_weights_do_not_load_as_nothing_into_a_full_model():
+    """MMEngine passes a child only the names under its prefix: here, none."""
     for load in (nn.Module.load_state_dict, mmengine_load_state_dict):
         with pytest.raises(SetupError, match='FitWeightsHook'):
             load(Classifier(finetuned()), tiny().state_dict(), strict=False)
 
 
-def test_exact_weights_pass_any_loader_without_a_word(caplog, capsys):
+def test_exact_weights_load_silently_with_any_loader(caplog, capsys):
     source, model = Classifier(finetuned()), Classifier(finetuned())
     model.load_state_dict(source.state_dict(), strict=True)
     mmengine_load_state_dict(model, source.state_dict(), strict=True)
@@ -92,7 +92,7 @@ def test_exact_weights_pass_any_loader_without_a_word(caplog, capsys):
         )
 
 
-def test_threshold_can_be_lifted_for_parts():
+def test_min_match_of_0_accepts_parts():
     model = Classifier(finetuned())
     model.backbone.fit_settings = FitSettings(min_match=0)
     model.load_state_dict({'head.fc.bias': torch.ones(5)}, strict=False)
@@ -131,7 +131,7 @@ def test_init_cfg(tmp_path):
         built(checkpoint=str(tmp_path / 'none.pth')).init_weights()
 
 
-def test_init_cfg_with_other_initialisers(tmp_path):
+def test_init_cfg_with_other_initializers(tmp_path):
     torch.save(tiny().state_dict(), tmp_path / 'x.pth')
     cfgs = [
         dict(type='Constant', layer='LayerNorm', val=3.0),

@@ -17,7 +17,7 @@ def assert_same(got, expected):
 
 
 def weights(**kwargs):
-    """Random official weights of a small model, with the head that belongs to it."""
+    """Random official weights of a small model and its head."""
     model = MCBEiTViT(ARCH, img_size=64, **kwargs)
     state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     head = 'lm_head' if model.mask_token is not None else 'head'
@@ -47,7 +47,7 @@ def test_timm_gets_a_table_per_block():
     there = convert(state, to='timm')
     assert there.keys() - state.keys() == {f'blocks.{i}.{BLOCK_TABLE}' for i in range(2)}
     assert torch.equal(there[f'blocks.1.{BLOCK_TABLE}'], state[SHARED_TABLE])
-    there[f'blocks.1.{BLOCK_TABLE}'] += 1  # a table of its own is no copy
+    there[f'blocks.1.{BLOCK_TABLE}'] += 1  # no longer a copy
     assert_same(convert(there, to='mcbeit'), there)
 
 
@@ -85,7 +85,7 @@ def test_mmpretrain_heads():
         assert torch.equal(out['head.weight'], fc) and torch.equal(out['lm_head.weight'], tokens)
 
 
-def test_among_several_transformers_the_known_prefix_is_taken():
+def test_known_prefix_wins_among_several_transformers():
     anchor = 'blocks.0.norm1.weight'
     assert detect([f'teacher.{anchor}', f'backbone.{anchor}']) == ('official', 'backbone.')
     assert detect(['layers.0.ln1.weight', f'model.{anchor}']) == ('mmpretrain', '')

@@ -43,12 +43,12 @@ def test_absolute_positions_of_the_authors_load(golden):
     embedding = stretch_pos_embed(model.pos_embed, model.grid, grid)
     assert relative_error(embedding, g['large/pos_embed']) < 1e-5
     assert relative_error(model(g['large/image'])[0], g['large/forward_features']) < 1e-5
-    # Conversion of a checkpoint resizes to the grid instead: near, not equal.
+    # Converting a checkpoint resizes to the exact grid instead: close, not equal.
     assert 1e-3 < relative_error(resize_pos_embed(model.pos_embed, model.grid, grid), embedding)
 
 
 @pytest.mark.parametrize('target', [(7, 9), (3, 4), (12, 5), (64, 40)])
-def test_stretching_gives_the_grid_asked_for(target):
+def test_stretching_gives_the_target_grid(target):
     pos_embed = torch.randn(1, 1 + 4 * 5, 8, requires_grad=True)
     stretched = stretch_pos_embed(pos_embed, (4, 5), target)
     assert stretched.shape == (1, 1 + target[0] * target[1], 8)
@@ -59,8 +59,8 @@ def test_stretching_gives_the_grid_asked_for(target):
 
 @pytest.mark.parametrize('size', [(96, 96), (32, 48), (80, 32), (48, 48)])
 @pytest.mark.parametrize('rel_pos', ['shared', 'per_block'])
-def test_loading_at_another_size_is_what_forward_does(size, rel_pos):
-    """Non-square and shrinking sizes too: resized on loading or in forward, the same features."""
+def test_loading_at_another_size_equals_forward(size, rel_pos):
+    """Resizing on loading or in forward gives the same features, also for non-square grids."""
     source = tiny(rel_pos=rel_pos)
     model = tiny(img_size=size, rel_pos=rel_pos)
     load_weights(model, source.state_dict())

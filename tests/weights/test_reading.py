@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hostile_files import Payload
+from safetensors.torch import save_file
 
 from mcbeit_mm.weights.reading import is_wrapped, read_checkpoint, state_dict_of
 
@@ -63,7 +64,7 @@ def test_hostile_file_runs_nothing(tmp_path, name, legacy):
         assert_weights(state_dict_of(checkpoint))
     assert not sentinel.exists()
 
-    torch.load(path, weights_only=False)  # the payload is real: the careless reader is hit
+    torch.load(path, weights_only=False)  # control: the payload works
     assert sentinel.exists()
 
 
@@ -86,7 +87,7 @@ def test_globals_registered_by_others_are_not_called(tmp_path):
 
 @pytest.fixture
 def lightning(monkeypatch):
-    """A module whose classes exist while saving and are gone when reading."""
+    """A Python module whose classes exist when saving and not when reading."""
     module = types.ModuleType('pytorch_lightning.fake')
 
     def define(name, base):
@@ -101,7 +102,7 @@ def lightning(monkeypatch):
     return module
 
 
-def test_foreign_objects_do_not_hinder_reading(tmp_path, monkeypatch, lightning):
+def test_foreign_objects_do_not_prevent_reading(tmp_path, monkeypatch, lightning):
     callback = lightning.Callback()
     callback.best = torch.tensor(3.0)
     content = {
@@ -131,7 +132,7 @@ def test_foreign_objects_do_not_hinder_reading(tmp_path, monkeypatch, lightning)
     assert not vars(checkpoint['args'])
 
 
-def test_tensors_of_an_unread_kind_are_an_error(tmp_path):
+def test_tensors_of_unsupported_kind(tmp_path):
     rebuild = types.FunctionType((lambda: None).__code__, {}, '_rebuild_strange')
     rebuild.__module__, rebuild.__qualname__ = 'torch._utils', '_rebuild_strange'
     torch._utils._rebuild_strange = rebuild
@@ -154,9 +155,8 @@ def test_legacy_format(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip('safetensors.torch')
     path = tmp_path / 'x.safetensors'
-    safetensors.save_file(WEIGHTS, path)
+    save_file(WEIGHTS, path)
     assert_weights(state_dict_of(read_checkpoint(path)))
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match='copy it again'):
@@ -225,13 +225,12 @@ def test_split_deepspeed_weights(tmp_path, names):
 def test_hugging_face_folder(tmp_path):
     torch.save(WEIGHTS, tmp_path / 'pytorch_model.bin')
     assert_weights(read_checkpoint(tmp_path))
-    safetensors = pytest.importorskip('safetensors.torch')
     sharded = tmp_path / 'sharded'
     sharded.mkdir()
     weight_map = {}
     for i, (name, tensor) in enumerate(WEIGHTS.items()):
         weight_map[name] = f'model-{i}.safetensors'
-        safetensors.save_file({name: tensor}, sharded / weight_map[name])
+        save_file({name: tensor}, sharded / weight_map[name])
     index = sharded / 'model.safetensors.index.json'
     index.write_text(json.dumps({'weight_map': weight_map}))
     assert_weights(read_checkpoint(sharded))
@@ -281,7 +280,7 @@ def test_state_dict_of_without_tensors():
         state_dict_of({'epoch': 1, 'model': {}})
 
 
-def test_a_work_dir_gives_its_newest_checkpoint(tmp_path):
+def test_work_dir_gives_its_newest_checkpoint(tmp_path):
     for epoch in (1, 2):
         torch.save(
             dict(state_dict=dict(a=torch.full((1,), epoch))), tmp_path / f'epoch_{epoch}.pth'
