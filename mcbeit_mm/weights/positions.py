@@ -65,7 +65,7 @@ def table_grid(
     side = (math.isqrt(num_offsets) + 1) // 2
     square = None if given else (side, side)
     for grid in (given, _grid_of_index(num_offsets, index), own, square):
-        if grid and num_table_rows(grid) - NUM_CLS_ROWS == num_offsets:
+        if grid and num_table_rows(grid) == num_offsets + NUM_CLS_ROWS:
             return tuple(grid)
     raise ValueError(
         f'a position table of {num_offsets} offsets fits neither a square patch grid nor '
@@ -122,8 +122,7 @@ def _grid_of_index(num_offsets: int, index: Tensor | None) -> Grid | None:
     num_patches = len(index) - 1
     for height in range(1, num_patches + 1):
         grid = (height, num_patches // height)
-        fits = math.prod(grid) == num_patches
-        fits = fits and num_table_rows(grid) - NUM_CLS_ROWS == num_offsets
+        fits = num_table_rows(grid) == num_offsets + NUM_CLS_ROWS
         if fits and torch.equal(position_index(grid, index.device), index):
             return grid
     return None
