@@ -1,4 +1,4 @@
-"""Read, load and rename checkpoints: the public face of `weights`."""
+"""Read, load and rename checkpoints."""
 
 import os
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ def load_weights(
     min_match: float = 0.9,
     source_grid: Grid | None = None,
 ) -> fitting.LoadReport:
-    """Load weights of any known naming into a backbone or a model that has one.
+    """Load weights of any known naming into a backbone, or a model that has one.
 
-    A shared position table is copied to the blocks that want their own, position tables and
-    embeddings are resized. A head is loaded where the model has one of the same shape.
+    Position tables and embeddings are resized; a shared table is copied to blocks with their own.
+    Heads are loaded if the model has one of the same shape.
 
     Args:
-        source: a path for `read_checkpoint`, or a checkpoint already read.
-        min_match: smallest share of the backbone's tensors that must be found; those that start
-            fresh by design (`fresh_parameters`) do not count.
-        source_grid: patch grid (h, w) of the source, where its tables do not tell.
+        source: a path for `read_checkpoint`, or the checkpoint itself.
+        min_match: minimum share of the backbone's tensors to find, not counting those initialized
+            by design (`fresh_parameters`).
+        source_grid: patch grid (h, w) of the source, if it cannot be inferred from the tables.
 
     Raises:
         SetupError: fewer tensors fit.

@@ -1,4 +1,4 @@
-"""Files that would run code if they were unpickled freely; the code creates a file, the mark."""
+"""Files that run code when unpickled without restrictions; the code creates a mark file."""
 
 import functools
 import io
@@ -24,7 +24,7 @@ class Payload:
 
 
 def payloads(mark: Path) -> dict[str, object]:
-    """By kind, objects that create `mark` when they are unpickled freely."""
+    """Objects that create `mark` when unpickled without restrictions, by kind."""
     code = f'open({str(mark)!r}, "w").close()'
     call = Payload(exec, code)
     importer = Payload(__import__, 'os')
@@ -72,7 +72,7 @@ def save_pickle(content: object, file: Path) -> None:
 
 
 def save_tar(content: object, file: Path) -> None:
-    """The format before torch 0.1.10: an archive of pickles, of which this one is complete."""
+    """Write the format before torch 0.1.10, a tar archive of pickles."""
     with tarfile.open(file, 'w') as archive:
         for name, part in (('storages', content), ('tensors', 0), ('pickle', {})):
             data = pickle.dumps(part)
@@ -84,7 +84,7 @@ def save_tar(content: object, file: Path) -> None:
 def save_second_pickle(
     content: object, file: Path, names: tuple[str, ...] = ('other.pkl', 'data.pkl')
 ) -> None:
-    """A zip file of harmless content, with a hostile pickle beside it and under the same name."""
+    """Add a hostile pickle to a harmless zip file, under another and under the same name."""
     torch.save({'state_dict': {}}, file)
     hostile = io.BytesIO()
     torch.save(content, hostile)
@@ -96,7 +96,7 @@ def save_second_pickle(
 
 
 def save_like_torchscript(content: object, file: Path) -> None:
-    """Torch takes a zip file with this name in it for TorchScript, which is code."""
+    """Torch takes a zip file with this record for TorchScript, which is code."""
     save_second_pickle(content, file, ('constants.pkl',))
 
 

@@ -1,1 +1,1 @@
-"""Bytes in and out; nothing in a file is trusted."""
+"""Read untrusted files safely and write files atomically."""

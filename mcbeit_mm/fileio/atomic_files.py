@@ -1,30 +1,28 @@
-"""Files that are there completely or not at all, whatever stops the writer."""
+"""Atomic file writes: a path holds its old or its new content, whatever stops the writer."""
 
 import errno
 import os
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, ulimit -f
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, over quota, ulimit -f
 LEFTOVER = re.compile(r'\..+\.tmp-(\d+)')
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
-    """Write a file so that the path shows the old content or the new one, also after a power cut.
+    """Replace the content of a file in one step that survives a power cut.
 
-    The data goes to a temporary sibling `.NAME.tmp-PID`, which takes the place of the old file
-    once it is on the disk. On any failure the sibling is removed and the old file stays.
+    The data goes to `.NAME.tmp-PID` in the same folder, which is synced and renamed. If anything
+    fails, the temporary file is removed and the old content stays.
 
     Raises:
-        OSError: as the system raised it; of a full disk it says how many bytes are missing.
+        OSError: the system's error; if the disk is full, with the number of bytes needed and free.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    if isinstance(data, str):
-        data = data.encode()
+    path = Path(os.path.realpath(path))  # replace the target of a link, not the link
+    data = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
     try:
         with open(temporary, 'wb') as file:
@@ -43,11 +41,11 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
-    """Remove the temporary files of writers that were killed, and return their paths."""
+    """Remove temporary files whose writers were killed; return their paths."""
     removed = []
     for path in Path(folder).glob('.*.tmp-*'):
-        found = LEFTOVER.fullmatch(path.name)
-        if found and not _is_another_process(int(found[1])):
+        name = LEFTOVER.fullmatch(path.name)
+        if name and not _is_other_process(int(name[1])):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -55,39 +53,35 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
 
 @register_backend('atomic')
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's backend for local files, with `write_atomically` for what it writes.
-
-    Any config can have it by `backend_args=dict(backend='atomic')`.
-    """
+    """MMEngine's local file backend with atomic writes: `backend_args=dict(backend='atomic')`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes; folders are made."""
+        """Write bytes, creating missing folders."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(filepath, obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text; folders are made."""
+        """Write text, creating missing folders."""
         self.put(obj.encode(encoding), filepath)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name of a file to the disk."""
+    """Flush a rename to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
             raise
     finally:
         os.close(handle)
 
 
-def _is_another_process(pid: int) -> bool:
-    if pid == os.getpid():
+def _is_other_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
-    with suppress(PermissionError):  # it lives, but is somebody else's
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-    return True
+    except PermissionError:  # it belongs to another user
+        return True
+    return pid != os.getpid()

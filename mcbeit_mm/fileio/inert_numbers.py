@@ -1,7 +1,7 @@
 """Stand-ins that rebuild NumPy numbers and MMEngine's logs from a pickle, and nothing else.
 
-NumPy's own functions trust the file: a dtype may say that its bytes are pointers, or that it has
-fields far outside of the array.
+NumPy's own functions trust the file: a pickled dtype may declare its bytes to be pointers, or a
+field far outside the array.
 """
 
 import pickle
@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-KINDS = 'biufcSU'  # truth values, integers, floating point, complex, text of fixed size
+KINDS = 'biufcSU'  # bool, int, uint, float, complex, fixed-size bytes and text
 
 
 class NumberType:
-    """Stands in for `numpy.dtype`: a type of numbers or text, of whose state only the byte order
-    is taken from the file; saved as the original.
+    """Stand-in for `numpy.dtype` that takes only the byte order from the pickled state.
+
+    Pickles as the original, like `Array`.
     """
 
     def __init__(self, *args: Any):
         self.dtype = np.dtype(*args)
         if self.dtype.kind not in KINDS or self.dtype.subdtype:
-            raise pickle.UnpicklingError(f'numpy.dtype{args!r} is no type of numbers')
+            raise pickle.UnpicklingError(f'numpy.dtype{args!r} is not numeric')
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] not in tuple('<>=|'):
-            raise pickle.UnpicklingError(f'a byte order of {state[1]!r}')
+            raise pickle.UnpicklingError(f'invalid byte order {state[1]!r}')
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def __reduce__(self) -> tuple:
@@ -33,15 +34,15 @@ class NumberType:
 
 
 class Array(np.ndarray):
-    """Stands in for `numpy.ndarray`, which takes a buffer of pointers; saved as the original."""
+    """Stand-in for `numpy.ndarray`, whose constructor accepts a buffer of pointers."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Array':  # noqa: D102
-        raise pickle.UnpicklingError('numpy.ndarray is called by the file')
+        raise pickle.UnpicklingError('the file calls numpy.ndarray')
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, number_type, is_fortran, data = state
         if not isinstance(number_type, NumberType) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError('an array of objects')
+            raise pickle.UnpicklingError('the file holds an array of objects')
         super().__setstate__((version, shape, number_type.dtype, bool(is_fortran), data))
 
     def __reduce_ex__(self, protocol: int) -> tuple:
@@ -49,32 +50,32 @@ class Array(np.ndarray):
 
 
 def _empty_array(kind: type, shape: tuple, code: bytes) -> Array:
-    """Stand in for numpy's _reconstruct, which is followed by `__setstate__`."""
+    """Stand-in for NumPy's `_reconstruct`; `__setstate__` follows."""
     return np.ndarray.__new__(Array, (0,))
 
 
 def _array_of(data: bytes, number_type: NumberType, shape: tuple, order: str) -> np.ndarray:
-    """Stand in for numpy's _frombuffer, the form of protocol 5."""
+    """Stand-in for NumPy's `_frombuffer`, which protocol 5 uses."""
     flat = np.frombuffer(data, number_type.dtype)
     return flat.reshape(shape, order='F' if order == 'F' else 'C')
 
 
 def _scalar(number_type: NumberType, data: bytes) -> np.generic:
-    """Stand in for numpy's scalar."""
+    """Stand-in for NumPy's `scalar`."""
     if not isinstance(number_type, NumberType):
-        raise pickle.UnpicklingError('a scalar that is no number')
+        raise pickle.UnpicklingError('the file holds a scalar that is not a number')
     return np.frombuffer(data, number_type.dtype, 1)[0]
 
 
 def _buffer_method(owner: type, name: str) -> object:
-    """Stand in for the getattr by which HistoryBuffer's pickles name their methods."""
+    """Stand-in for the `getattr` with which pickles of HistoryBuffer refer to its methods."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
+        raise pickle.UnpicklingError(f'the file calls getattr({owner!r}, {name!r})')
     return getattr(owner, name)
 
 
 NUMBERS = {'numpy.dtype': NumberType, 'numpy.ndarray': Array}
-for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
+for _core in ('numpy.core', 'numpy._core'):  # NumPy 1, NumPy 2
     NUMBERS[f'{_core}.multiarray.scalar'] = _scalar
     NUMBERS[f'{_core}.multiarray._reconstruct'] = _empty_array
     NUMBERS[f'{_core}.numeric._frombuffer'] = _array_of

@@ -1,4 +1,4 @@
-"""Reading files of torch.save without running code from them: foreign objects become stubs."""
+"""Load files of torch.save without running their code: foreign objects become inert stubs."""
 
 import pickle
 import re
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Foreign objects become stubs, but these hold tensors: dropping them would lose weights silently.
+# These hold tensors: a stub in their place would lose weights silently.
 TENSOR_GLOBALS = ('torch._utils.', 'torch._tensor.', 'torch.nested.', 'torch.distributed.tensor.')
 MODULE_STATE = ('_parameters', '_buffers', '_modules')  # in the __dict__ of every nn.Module
 TRANSIENT = '_non_persistent_buffers_set'
-MAX_MODULES = 100_000  # a small file can share modules so that its tree never ends
+MAX_MODULES = 100_000  # shared modules can make the tree of a small file endless
 
 _registry_lock = threading.Lock()
 
 
 class _Inert:
-    """Stand-in for a foreign class or function: takes anything, keeps what makes a module."""
+    """Stand-in for a foreign class or function: accepts any call, keeps the state of a module."""
 
     module_state: dict[str, Any] | None = None
 
@@ -34,7 +34,7 @@ class _Inert:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2:  # of a class with slots: __dict__, slots
+        if isinstance(state, tuple) and len(state) == 2:  # a class with slots: (__dict__, slots)
             state = state[0]
         if isinstance(state, dict) and all(isinstance(state.get(k), dict) for k in MODULE_STATE):
             self.module_state = {name: state.get(name) for name in (*MODULE_STATE, TRANSIENT)}
@@ -44,23 +44,23 @@ class _Inert:
 
 
 class _InertDict:
-    """Stand-in for a foreign subclass of dict: torch fills plain dictionaries only."""
+    """Stand-in for a foreign dict subclass: torch fills only plain dicts."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
         return OrderedDict()
 
 
 class _InertList:
-    """Stand-in for a foreign subclass of list: torch fills plain lists only."""
+    """Stand-in for a foreign list subclass: torch fills only plain lists."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> list:
         return []
 
 
 def load_inert(path: Path) -> Any:
-    """Load a file of `torch.save` to CPU; objects of foreign classes come back as stand-ins.
+    """Load a file of `torch.save` to CPU, with stubs for foreign objects.
 
-    A whole pickled module (``torch.save(module)``) comes back as its state dict.
+    A pickled module (``torch.save(module)``) is returned as its state dict.
     """
     content = _load(path)
     if isinstance(content, _Inert) and content.module_state:
@@ -84,12 +84,12 @@ def _load(path: Path) -> Any:
 def _named_tensors(
     module: Any, number: Iterator[int], prefix: str = '', parents: tuple[Any, ...] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Give parameters and persistent buffers the names that `nn.Module.state_dict` would."""
+    """Yield parameters and persistent buffers under the names of `nn.Module.state_dict`."""
     if next(number) >= MAX_MODULES:
-        raise ValueError(f'its module has more than {MAX_MODULES} submodules')
+        raise ValueError(f'the pickled module has more than {MAX_MODULES} submodules')
     if not isinstance(module, _Inert) or not module.module_state or module in parents:
         raise ValueError(
-            f'{prefix[:-1]} in its module is no module that is read here ({_kind(module)})'
+            f'{prefix[:-1]} in the pickled module is not a readable module ({_kind(module)})'
         )
     parameters, buffers, children = (module.module_state[name] for name in MODULE_STATE)
     transient = module.module_state[TRANSIENT] or ()
@@ -97,32 +97,34 @@ def _named_tensors(
     for name, tensor in (parameters | buffers).items():
         if isinstance(tensor, Tensor):
             yield f'{prefix}{name}', tensor
-        elif tensor is not None:  # such as bias=False
-            raise ValueError(f'{prefix}{name} in its module is no tensor ({_kind(tensor)})')
+        elif tensor is not None:  # None: bias=False, for example
+            raise ValueError(
+                f'{prefix}{name} in the pickled module is not a tensor ({_kind(tensor)})'
+            )
     for name, child in children.items():
         if child is not None:
             yield from _named_tensors(child, number, f'{prefix}{name}.', (*parents, module))
 
 
 def _kind(value: Any) -> str:
-    """Name the type alone: a representation of nested lists could fill the memory."""
+    """Return the type's name only: the repr of nested lists could fill the memory."""
     return repr(value) if isinstance(value, _Inert) else type(value).__name__
 
 
 def _foreign_globals(path: Path) -> list[str]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # not a zip file; torch.load names the first foreign global it meets
+    except ValueError:  # not a zip file; torch.load will name the first foreign global
         return []
     for name in names:
         if name.startswith(TENSOR_GLOBALS):
-            raise ValueError(f'it holds tensors of a kind that is not read here ({name})')
+            raise ValueError(f'it holds tensors of an unsupported kind ({name})')
     return names
 
 
 @contextmanager
 def _empty_registry() -> Iterator[None]:
-    """Forget what other libraries registered as safe: real classes must not be called."""
+    """Hide what other libraries registered as safe: real classes must not be called."""
     registered = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -136,7 +138,7 @@ def _stub(name: str, base: type) -> type:
 
 
 def _turn_into_container(stubs: dict[str, type], message: str) -> bool:
-    """Replace the stub that torch refused to fill by a dict or list; False if there is none."""
+    """Replace the stub that torch refused to fill by a dict or list; False without such a stub."""
     for name, stub in stubs.items():
         if repr(stub) in message and issubclass(stub, _Inert):
             base = _InertDict if 'SETITEM' in message else _InertList
@@ -146,9 +148,9 @@ def _turn_into_container(stubs: dict[str, type], message: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Say what is wrong without torch's advice to load the file unsafely."""
+    """Describe an error without torch's advice to load the file unsafely."""
     message = str(error)
     if refused := re.search(r'GLOBAL (\S+)', message):
-        return f'it refers to {refused[1]}, which is not data and will not be run'
+        return f'it refers to {refused[1]}, which is not data and is not executed'
     message = message.split('WeightsUnpickler error:')[-1].strip().split('\n')[0]
     return f'{type(error).__name__}: {message[:200]}'

@@ -1,4 +1,4 @@
-"""Pinned files: `PATH#sha256=HEX` names the file and what must be in it."""
+"""Pinned files: `PATH#sha256=HEX` is a path with the SHA-256 that its file must have."""
 
 import hashlib
 import os
@@ -10,10 +10,10 @@ HEX = re.compile('[0-9a-f]{64}')
 
 
 def split_pin(text: str | os.PathLike) -> tuple[str, str | None]:
-    """Split `PATH#sha256=HEX` (or `URL#sha256=HEX`) into the path and the hash, if there is one.
+    """Split `PATH#sha256=HEX` (or `URL#sha256=HEX`) into path and hash; None without a pin.
 
     Raises:
-        ValueError: what follows `#sha256=` is no hash, or another kind of `#sha...` is given.
+        ValueError: the pin is malformed or uses another hash function.
     """
     text = os.fspath(text)
     path, mark, digest = text.partition(MARK)
@@ -22,37 +22,23 @@ def split_pin(text: str | os.PathLike) -> tuple[str, str | None]:
         return path, digest
     if mark or re.search(r'#sha\d*[=:]', text, re.IGNORECASE):
         raise ValueError(
-            f'{text}: a pinned file is PATH{MARK}HEX with the 64 hexadecimal digits that '
-            f'`sha256sum PATH` prints'
+            f'{text}: expected PATH{MARK}HEX with the 64 hexadecimal digits that `sha256sum PATH` '
+            'prints'
         )
     return text, None
 
 
-def checked_path(text: str | os.PathLike) -> Path:
-    """Return the path of `PATH` or `PATH#sha256=HEX`, in whose file the hash has been found.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the hash differs, or the pin is malformed or of a folder.
-    """
-    path, digest = split_pin(text)
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise FileNotFoundError(f'No file {file} (working directory: {Path.cwd()})')
-    return check_pin(file, digest)
-
-
 def check_pin(file: Path, digest: str | None) -> Path:
-    """Return the file, whose SHA-256 must be `digest` unless that is None; else ValueError."""
+    """Return the file; ValueError if its SHA-256 is not `digest`. None accepts any file."""
     if digest is None:
         return file
     if file.is_dir():
-        raise ValueError(f'{file} is a folder: only a file has a SHA-256; pin the file inside it')
+        raise ValueError(f'{file} is a folder, only files can be pinned: pin the file inside it')
     got = sha256_of(file)
     if got != digest:
         raise ValueError(
             f'{file} has the SHA-256 {got}, expected {digest}: it is another file or has been '
-            f'changed. Get the one that was pinned, or if this one is wanted, pin {got}'
+            f'changed. Restore the pinned file, or pin {got} to accept this one'
         )
     return file
 

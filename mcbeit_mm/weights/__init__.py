@@ -1,1 +1,1 @@
-"""Weights of any naming, grid or file -> tensors that fit."""
+"""Read weights of any naming, patch grid and file format, and fit them to a model."""

@@ -1,6 +1,6 @@
-"""Writing weights for other libraries: this package and timm as one file, transformers as a folder.
+"""Write weights for other libraries: one file for this package and timm, a folder for transformers.
 
-Weights are in official names throughout, see `weight_names`.
+Weights are under official names throughout, see `names`.
 """
 
 import json
@@ -9,16 +9,96 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..fileio.pins import split_pin
+from ..layers.rel_pos import NUM_CLS_ROWS
 from .names import BLOCK_TABLE, SHARED_TABLE, convert, num_blocks, to_official
 from .positions import embedding_grid, table_grid
+from .reading import read_checkpoint, state_dict_of
 
-HEAD_DIMS = 64  # of every BEiT; for weights without position tables, which would tell the heads
+HEAD_DIMS = 64  # of every BEiT; for weights without tables, which have one column per head
+SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 
 
-def strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what only pretraining needs: mask token, token head, tables and norms made obsolete."""
+def convert_file(
+    src: str,
+    dst: str | Path,
+    to: str,
+    label_order: str | Path | None = None,
+    strip: bool = False,
+) -> str:
+    """Convert a checkpoint for this package, timm or transformers; return a summary.
+
+    Args:
+        src: whatever `read_checkpoint` reads.
+        dst, to, strip: see `write`.
+        label_order: file of WordNet ids by class index of `src`; sorts the classes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable or unknown weights, wrong labels, or an unsuitable destination.
+    """
+    source, dst = Path(split_pin(src)[0]), Path(dst)
+    if dst.resolve() in (source.resolve(), source.resolve().parent if to == 'hf' else None):
+        raise ValueError(f'{dst} is the source itself: choose another destination')
+    if (to == 'hf') == (dst.suffix in SUFFIXES):
+        expected = 'a folder' if to == 'hf' else 'a .pth or .safetensors file'
+        raise ValueError(f'{to} weights are written to {expected}, got {dst}')
+    state = state_dict_of(read_checkpoint(src))
+    labels = read_label_order(label_order) if label_order else None
+    written = write(state, dst, to, labels, strip)
+    _, _, rest, dialect, prefix = to_official(state)
+    lines = [f'{source}: {len(state)} tensors, {dialect} names, prefix {prefix!r}']
+    if to != 'mcbeit' and rest:
+        lines.append(f'skipped {len(rest)} tensors outside the transformer: {list(rest)[:5]}')
+    return '\n'.join([*lines, f'{dst}: {len(written)} tensors, {to} names'])
+
+
+def write(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    to: str,
+    labels: Sequence[str] | None = None,
+    strip: bool = False,
+) -> dict[str, Tensor]:
+    """Write weights of any known naming; return them as written.
+
+    Args:
+        path: a folder for 'hf', else a file: safetensors by its suffix, otherwise `torch.save`.
+        to: see `convert`; 'timm' and 'hf' get only the transformer and its heads.
+        labels: WordNet ids by class index; the classes are written in sorted order.
+        strip: see `drop_pretraining_parts`.
+
+    Raises:
+        ValueError: no vision transformer, or another number of classes than `labels`.
+    """
+    official = to_official(state)
+    if official.dialect is None:
+        raise ValueError(f'no vision transformer among the names {list(state)[:5]}, ...')
+    state = convert(official.backbone | official.heads, 'timm' if to == 'timm' else 'mcbeit')
+    if labels:
+        state, labels = sort_labels(state, labels), sorted(labels)
+    state = drop_pretraining_parts(state) if strip else state
+    path = Path(path)
+    if to == 'hf':
+        path.mkdir(parents=True, exist_ok=True)
+        (path / 'config.json').write_text(json.dumps(hf_config(state, labels), indent=2) + '\n')
+        state, path = convert(state, 'hf'), path / 'model.safetensors'
+    elif to == 'mcbeit':
+        state |= official.rest
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == '.safetensors':
+        save_file(state, path, metadata={'format': 'pt'})
+    else:
+        torch.save({'state_dict': state} if to == 'mcbeit' else state, path)
+    return state
+
+
+def drop_pretraining_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what only pretraining needs: mask token, token head, unused shared table and norm."""
     obsolete = ['mask_token', 'lm_head.']
     if f'blocks.0.{BLOCK_TABLE}' in state:
         obsolete.append(SHARED_TABLE)
@@ -28,36 +108,36 @@ def strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_label_order(path: str | Path) -> list[str]:
-    """Read WordNet ids, one per class index; ValueError if they are anything else."""
+    """Read WordNet ids, one per class index; ValueError for anything else."""
     ids = Path(path).read_text().split()
     wrong = [name for name in ids if not re.fullmatch(r'n\d{8}', name)]
     if wrong or not ids or len(set(ids)) != len(ids):
         raise ValueError(
-            f'{path}: expected different WordNet ids such as n01440764, one per class, got '
-            f'{wrong[:3] or f"{len(ids)}, {len(set(ids))} of them different"}'
+            f'{path}: expected unique WordNet ids such as n01440764, one per class, got '
+            f'{wrong[:3] or f"{len(ids)}, {len(set(ids))} of them unique"}'
         )
     return ids
 
 
 def sort_labels(state: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, Tensor]:
-    """Put the rows of the class head from the order of `ids` into that of sorted WordNet ids."""
+    """Sort the rows of the class head by WordNet id; `ids` are in their present order."""
     head = state.get('head.weight')
     if head is None or len(head) != len(ids):
-        got = 'has no class head' if head is None else f'has {len(head)} classes'
-        raise ValueError(f'the checkpoint {got}, the label order {len(ids)}')
+        got = 'no class head' if head is None else f'{len(head)} classes'
+        raise ValueError(f'the checkpoint has {got}, the label order {len(ids)} ids')
     order = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))
     heads = {name: state[name][order] for name in ('head.weight', 'head.bias') if name in state}
     return dict(state) | heads
 
 
 def hf_config(state: Mapping[str, Tensor], labels: Sequence[str] | None = None) -> dict:
-    """Config of transformers' BEiT for official weights, sizes read off the tensors."""
+    """Build the config of transformers' BEiT for official weights from their shapes."""
     table = state.get(SHARED_TABLE, state.get(f'blocks.0.{BLOCK_TABLE}'))
     dims = state['cls_token'].shape[-1]
     _, channels, _, patch = state['patch_embed.proj.weight'].shape
     grid = (14, 14)
     if table is not None:
-        grid = table_grid(len(table))
+        grid = table_grid(len(table) - NUM_CLS_ROWS)
     elif 'pos_embed' in state:
         grid = embedding_grid(state['pos_embed'].shape[1])
     pretraining, classes = 'lm_head.weight' in state, state.get('head.weight')
@@ -87,51 +167,3 @@ def hf_config(state: Mapping[str, Tensor], labels: Sequence[str] | None = None) 
         config['id2label'] = dict(enumerate(names))
         config['label2id'] = {name: i for i, name in enumerate(names)}
     return config
-
-
-def write(
-    state: Mapping[str, Tensor],
-    path: str | Path,
-    to: str,
-    labels: Sequence[str] | None = None,
-    stripped: bool = False,
-) -> dict[str, Tensor]:
-    """Write weights of any known naming; returns them as written.
-
-    Args:
-        path: a file, safetensors by its suffix, else of `torch.save`; for 'hf' a folder.
-        to: see `checkpoint.convert`. For timm and Hugging Face only the transformer and its heads
-            are written.
-        labels: WordNet ids by class index of the source; the classes are written in their order.
-        stripped: see `strip`.
-
-    Raises:
-        ValueError: there is no vision transformer, or its classes are not those of `labels`.
-    """
-    official = to_official(state)
-    if official.dialect is None:
-        raise ValueError(f'no vision transformer among the names {list(state)[:5]}, ...')
-    state = convert(official.backbone | official.heads, 'timm' if to == 'timm' else 'mcbeit')
-    if labels:
-        state, labels = sort_labels(state, labels), sorted(labels)
-    state = strip(state) if stripped else state
-    path = Path(path)
-    if to == 'hf':
-        path.mkdir(parents=True, exist_ok=True)
-        (path / 'config.json').write_text(json.dumps(hf_config(state, labels), indent=2) + '\n')
-        state, path = convert(state, 'hf'), path / 'model.safetensors'
-    elif to == 'mcbeit':
-        state |= official.rest
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    _save(state, path, wrapped=to == 'mcbeit')
-    return state
-
-
-def _save(state: dict[str, Tensor], path: Path, wrapped: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
-
-        save_file(state, path, metadata={'format': 'pt'})
-    else:
-        torch.save({'state_dict': state} if wrapped else state, path)

@@ -1,10 +1,10 @@
-"""Weights of another naming, patch grid or kind of position table made to fit a backbone.
+"""Load weights of another naming, patch grid or kind of position table into a backbone.
 
-A backbone that mixes in `PretrainedMixin` and registers `adapt_on_load` takes such weights by every
-route: `init_cfg`, `load_weights`, `load_state_dict`, and, with `FitWeightsHook`, `load_from`.
+A backbone that mixes in `PretrainedMixin` and registers `adapt_on_load` accepts them from
+`init_cfg`, `load_weights`, `load_state_dict` and, with `FitWeightsHook`, from `load_from`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mmengine.logging import print_log
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from ..errors import SetupError
 from ..layers.model_wrappers import unwrap
 from ..layers.rel_pos import Grid
-from .names import SHARED_TABLE, to_official
+from .names import HEADS, SHARED_TABLE, to_official
 from .reading import read_checkpoint, state_dict_of
-
-HEAD_NAMES = {'head': ('head.fc', 'head'), 'lm_head': ('head.lm_head', 'head.cls_head', 'lm_head')}
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a backbone treats weights that do not fit exactly, see `checkpoint.load_weights`."""
+    """Arguments of `checkpoint.load_weights`, kept by the backbone for its load hook."""
 
     min_match: float = 0.9
     source_grid: Grid | None = None
@@ -31,10 +29,11 @@ class FitSettings:
 
 @dataclass
 class LoadReport:
-    """What became of the tensors of a checkpoint and of those of the backbone.
+    """Names of loaded and left-out tensors of backbone and checkpoint.
 
-    `missing` are the backbone's without a counterpart of their shape, `fresh` those of them that
-    start fresh by design, `unused` the checkpoint's; `share` leaves the fresh ones out.
+    `missing` backbone tensors have no counterpart of their shape, and neither have `fresh` ones,
+    which are initialized by design; `unused` tensors are the checkpoint's. `share` is the loaded
+    share of the backbone without its fresh parameters.
     """
 
     matched: list[str]
@@ -46,22 +45,23 @@ class LoadReport:
 
     @property
     def exact(self) -> bool:
-        """Whether each tensor had its counterpart as it is."""
+        """Whether checkpoint and backbone had the same names and shapes."""
         return not (self.missing or self.fresh or self.unused or self.resized)
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.missing) + len(self.fresh)
         text = f'{len(self.matched)} of {total} backbone tensors loaded'
-        for what in ('resized', 'missing', 'fresh', 'unused'):
-            if names := getattr(self, what):
-                text += f'; {len(names)} {what}: {_some(names)}'
+        for kind in ('resized', 'missing', 'fresh', 'unused'):
+            if names := getattr(self, kind):
+                more = ', ...' if len(names) > 4 else ''
+                text += f'; {len(names)} {kind}: {", ".join(names[:4])}{more}'
         return text
 
 
 class PretrainedMixin:
-    """Lets `init_cfg=dict(type='Pretrained', checkpoint=...)` take whatever `load_weights` takes.
+    """Lets `init_cfg=dict(type='Pretrained', checkpoint=...)` accept whatever `load_weights` does.
 
-    The dict may also hold `min_match` and `source_grid`. To be named before `BaseModule`.
+    The dict may also hold `min_match` and `source_grid`. List this class before `BaseModule`.
     """
 
     fit_settings = FitSettings()
@@ -69,7 +69,7 @@ class PretrainedMixin:
     load_report: LoadReport | None = None
 
     def init_weights(self) -> None:
-        """Initialise, then load the pretrained weights; SetupError if that fails."""
+        """Initialize, then load the pretrained weights; SetupError if that fails."""
         given = self.init_cfg
         cfgs = [given] if isinstance(given, Mapping) else list(given or [])
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
@@ -99,22 +99,22 @@ def _load_pretrained(
         report = load_state(module, state, min_match, source_grid)
     except (ValueError, FileNotFoundError) as error:
         raise SetupError(
-            f'pretrained weights: {error}. Set init_cfg.checkpoint of the backbone, or its '
+            f'pretrained weights: {error}. Set init_cfg.checkpoint of the backbone, or '
             'init_cfg=None to train from scratch'
         ) from error
     print_log(f'{checkpoint}: {report}', logger='current')
 
 
 def fitting_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Backbones of a model that fit weights, by their path."""
+    """Return the backbones of a model that can fit weights, by their path."""
     return {name: module for name, module in model.named_modules() if hasattr(module, 'fit_state')}
 
 
 def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Load pre-hook: replace a backbone's part of a state dict by what the backbone can take.
+    """Load pre-hook: replace a backbone's part of a state dict by what the backbone can load.
 
-    Names that it has no parameter for stay, so that a strict load still reports them; tensors of
-    another shape go. Writes `module.load_report`.
+    Unknown names stay, so that strict loading reports them; tensors of the wrong shape are removed.
+    Sets `module.load_report`.
 
     Raises:
         SetupError: fewer tensors than `module.fit_settings.min_match` fit, or `fit_state` failed.
@@ -130,23 +130,19 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     foreign = {k: v for k, v in fitted.items() if k not in own} | official.heads | official.rest
     state_dict.update({prefix + k: v for k, v in (fits | foreign).items()})
 
-    absent = [k for k in own if k not in fits]
+    fresh = [k for k in own if k.startswith(module.fresh_parameters)]
+    missing = [k for k in own if k not in fits and k not in fresh]
+    expected = max(len(own) - len(fresh), 1)
+    misfits = (_with_shapes(k, v, own) for k, v in fitted.items() if k in own and k not in fits)
     report = module.load_report = LoadReport(
         matched=list(fits),
-        missing=[k for k in absent if not k.startswith(module.fresh_parameters)],
-        fresh=[k for k in absent if k.startswith(module.fresh_parameters)],
-        unused=[*foreign, *(_with_shapes(k, v, own) for k, v in fitted.items() if k in absent)],
+        missing=missing,
+        fresh=[k for k in fresh if k not in fits],
+        unused=[*foreign, *misfits],
         resized=[k for k, v in fits.items() if _was_resized(k, v, official.backbone)],
-        share=_share(own, fits, module.fresh_parameters),
+        share=(expected - len(missing)) / expected,
     )
-    if report.share < settings.min_match:
-        raise SetupError(_too_few(report, settings.min_match))
-    deeper = {name.split('.')[1] for name in foreign if name.startswith('blocks.')}
-    if deeper and settings.min_match > 0 and max(map(int, deeper)) >= module.num_layers:
-        raise SetupError(
-            f'the weights have {max(map(int, deeper)) + 1} blocks, the backbone {module.num_layers}'
-            ': set the same arch, or min_match=0 to take the first blocks alone'
-        )
+    _check_enough(module, report, foreign)
     if not (report.exact or settings.quiet):
         print_log(f'{type(module).__name__}: {report}', logger='current')
 
@@ -169,9 +165,9 @@ def load_state(
 
 
 def place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Give weights of any known naming the names of a full model; also list what has no place.
+    """Rename weights of any known naming for a full model; also list those without a place.
 
-    What lies outside of the backbone is kept where the model has a parameter of its shape.
+    Tensors outside the backbone are kept where the model has a parameter of their shape.
     """
     path, _ = _backbone_of(model)
     if not path:
@@ -181,7 +177,7 @@ def place(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     others = dict(official.rest)
     for name, tensor in official.heads.items():
         head, _, kind = name.rpartition('.')
-        known = (f'{own_head}.{kind}' for own_head in HEAD_NAMES[head])
+        known = (f'{alias}.{kind}' for alias in HEADS if HEADS[alias] == head)
         others[next((k for k in known if k in own), name)] = tensor
     fits = {k: v for k, v in others.items() if k in own and own[k].shape == v.shape}
     return placed | fits, [_with_shapes(k, v, own) for k, v in others.items() if k not in fits]
@@ -193,24 +189,27 @@ def _backbone_of(model: nn.Module) -> tuple[str, nn.Module]:
     if path is None or (len(found) > 1 and path != 'backbone'):
         raise SetupError(
             f'expected one mc-BEiT backbone in {type(model).__name__}, got {list(found)}: load '
-            'the weights into the part that needs them'
+            'the weights into the module that needs them'
         )
     return path, found[path]
 
 
-def _share(own: Mapping, fits: Mapping, fresh: tuple[str, ...]) -> float:
-    wanted = [name for name in own if not name.startswith(fresh)]
-    return sum(name in fits for name in wanted) / max(len(wanted), 1)
-
-
-def _too_few(report: LoadReport, min_match: float) -> str:
-    return (
-        f'only {report.share:.0%} of the backbone is in these weights, expected at least '
-        f'{min_match:.0%}. {report}. If the sizes differ, set the same arch; if the names differ '
-        'because the weights are those of a backbone alone or of another library, use '
-        'load_weights(model, path) or, for load_from, FitWeightsHook in custom_hooks; a smaller '
-        'min_match accepts them'
-    )
+def _check_enough(module: nn.Module, report: LoadReport, foreign: Iterable[str]) -> None:
+    min_match = module.fit_settings.min_match
+    if report.share < min_match:
+        raise SetupError(
+            f'only {report.share:.0%} of the backbone is in these weights, expected at least '
+            f'{min_match:.0%}. {report}. If the sizes differ, set the same arch; if the names '
+            'differ because the weights are a bare backbone or from another library, use '
+            'load_weights(model, path) or, for load_from, FitWeightsHook in custom_hooks; a '
+            'smaller min_match accepts them'
+        )
+    depth = 1 + max((int(k.split('.')[1]) for k in foreign if k.startswith('blocks.')), default=-1)
+    if depth > module.num_layers and min_match > 0:
+        raise SetupError(
+            f'the weights have {depth} blocks, the backbone {module.num_layers}: set the same '
+            'arch, or min_match=0 to load only the first blocks'
+        )
 
 
 def _was_resized(name: str, tensor: Tensor, source: Mapping[str, Tensor]) -> bool:
@@ -222,7 +221,3 @@ def _with_shapes(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> str:
     if name not in own:
         return name
     return f'{name} {tuple(tensor.shape)}, expected {tuple(own[name].shape)}'
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')

@@ -1,16 +1,16 @@
-"""MMEngine's loading of files, without its ways of running what they hold.
+"""Replace MMEngine's file loaders by ones that execute nothing.
 
 MMEngine (onedl 0.10.12) retries a refused checkpoint with full unpickling, executes
-meta['config'] on resume, and reads annotation files (.pkl, .yaml) with loaders that call what the
-file names. Importing this module replaces all of them, so that `load_from`, `--resume`,
-`init_cfg=dict(type='Pretrained', ...)`, `ann_file` and `proposal_file` execute nothing,
-wherever the file is from.
+meta['config'] on resume, and reads annotation files (.pkl, .yaml) with loaders that call whatever
+the file names. Importing this module makes `load_from`, `--resume`,
+`init_cfg=dict(type='Pretrained', ...)`, `ann_file` and `proposal_file` safe.
 """
 
 import hashlib
 import os
 import pickle
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlparse
@@ -29,21 +29,26 @@ from .reading import is_wrapped, read_checkpoint, state_dict_of
 DATA = NUMBERS | {
     'collections.OrderedDict': OrderedDict,
     'builtins.set': set,
-    '__builtin__.set': set,  # up to protocol 2
-    '_codecs.encode': lambda text, encoding: text.encode('latin1'),  # bytes, up to protocol 2
+    '__builtin__.set': set,  # protocols up to 2
+    '_codecs.encode': lambda text, encoding: text.encode('latin1'),  # bytes, protocols up to 2
 }
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
-    """Load a checkpoint; foreign objects come back inert, see `checkpoint.read_checkpoint`.
+    """Load a checkpoint with inert stubs for foreign objects, see `reading.read_checkpoint`.
 
-    It also reads folders, safetensors and pinned files (`PATH#sha256=HEX`), and gives weights
-    under `model` or `module`, as the authors' files have them, the key `state_dict`, which is all
-    that MMEngine looks at.
+    Also reads folders, safetensors and pinned files (`PATH#sha256=HEX`), and copies weights under
+    `model` or `module`, as in the authors' files, to MMEngine's `state_dict`.
     """
     try:
-        return _for_mmengine(_load(filename, map_location))
+        name, pin = split_pin(filename)
+        path = Path(name).expanduser()
+        if path.is_file() and path.suffix != '.safetensors':
+            check_pin(path, pin)
+            with suppress(pickle.UnpicklingError, RuntimeError, EOFError):
+                return _for_mmengine(_load_numbers(path, map_location))
+        return _for_mmengine(read_checkpoint(f'{path}#sha256={pin}' if pin else path))
     except ValueError as error:
         raise SetupError(str(error)) from error
 
@@ -54,22 +59,23 @@ def load_from_url(
     map_location: str | None = None,
     progress: bool = True,
 ) -> dict:
-    """Download what is not in the cache yet and load it, in place of MMEngine's `load_url`.
+    """Download a file unless cached, and load it; replaces MMEngine's `load_url`.
 
-    Its `load_from_http` calls this, on rank 0 first; names such as `torchvision://resnet50` end
-    there too. A pin (`URL#sha256=HEX`) is checked before the file enters the cache and after.
+    `load_from_http` calls it, on rank 0 first, also for names such as `torchvision://resnet50`.
+    A pin (`URL#sha256=HEX`) is checked after the download and on every load.
     """
     address, pin = split_pin(url)
     folder = Path(model_dir) if model_dir else Path(torch.hub.get_dir()) / 'checkpoints'
-    # The digest of the address: a file of the same name from another host is another file.
-    name = f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{_name_of(address)}'
+    # The digest tells apart files of one name from different hosts.
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    name = f'{digest}-{PurePosixPath(urlparse(address).path).name or "checkpoint"}'
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / name).is_file():
         try:
             torch.hub.download_url_to_file(address, str(folder / name), pin, progress)
-        except (OSError, RuntimeError) as error:  # unreachable, or another hash
+        except (OSError, RuntimeError) as error:  # unreachable, or wrong hash
             raise SetupError(
-                f'{address}: {error}; get the file in another way and give its path'
+                f'{address}: {error}; download the file by other means and pass its path'
             ) from error
     return load_from_local(f'{folder / name}#sha256={pin}' if pin else str(folder / name))
 
@@ -79,18 +85,18 @@ def load_open_file(
     map_location: str | None = None,
     weights_only: bool | None = True,
 ) -> dict:
-    """Load what MMEngine gets from an object store, in place of its `_safe_torch_load`.
+    """Load a file or the content of an object in a store; replaces MMEngine's `_safe_torch_load`.
 
-    It is weights only, whatever is asked.
+    Always weights only, whatever the caller requests.
     """
     if isinstance(file, str | os.PathLike):
         return load_from_local(os.fspath(file), map_location)
     try:
-        return _for_mmengine(_load_trusting_nothing(file, map_location))
+        return _for_mmengine(_load_numbers(file, map_location))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SetupError(
             'the checkpoint in the object store holds more than tensors and numbers, or is '
-            'damaged: download it and give the file'
+            'damaged: download it and pass the file'
         ) from error
 
 
@@ -99,7 +105,7 @@ mmengine_checkpoint._safe_torch_load = load_open_file
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, strings and NumPy arrays of them."""
+    """Unpickles containers, numbers, strings and NumPy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f'{module}.{name}' not in DATA:
@@ -109,47 +115,30 @@ class _DataUnpickler(pickle.Unpickler):
 
 @register_handler(['pkl', 'pickle'])
 class DataPickleHandler(PickleHandler):
-    """Pickle files as `ann_file` or `proposal_file`: plain data is read, all else is refused."""
+    """Reads `ann_file` and `proposal_file` pickles of plain data and refuses all others."""
 
     def load_from_fileobj(self, file: IO[bytes], **kwargs: Any) -> Any:
-        """Read plain data; SetupError if the file holds objects of other classes."""
+        """Read plain data; SetupError for objects of other classes."""
         try:
             return _DataUnpickler(file, **kwargs).load()
         except Exception as error:  # damaged bytes make the unpickler raise almost anything
             raise SetupError(
-                f'a pickle file (ann_file, proposal_file, ...) is not read: {error}. Save it as '
-                'JSON, or as a pickle of dicts, lists, numbers, strings and arrays only'
+                f'refused a pickle file (ann_file, proposal_file, ...): {error}. Save it as JSON, '
+                'or as a pickle of only dicts, lists, numbers, strings and arrays'
             ) from error
 
 
 @register_handler(['yaml', 'yml'])
 class DataYamlHandler(YamlHandler):
-    """YAML files: the tags that call Python are refused."""
+    """Reads YAML and refuses tags that call Python."""
 
     def load_from_fileobj(self, file: IO[str], **kwargs: Any) -> Any:
         """Read plain data; yaml.YAMLError otherwise."""
         return yaml.safe_load(file)
 
 
-def _name_of(address: str) -> str:
-    """Return the last part of an address: the name of the file in the cache."""
-    return PurePosixPath(urlparse(address).path).name or 'checkpoint'
-
-
-def _load(filename: str, map_location: str | None) -> dict:
-    name, pin = split_pin(filename)
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f'no checkpoint {path}')
-    if path.is_dir() or path.suffix == '.safetensors':
-        return read_checkpoint(f'{path}#sha256={pin}' if pin else path)
-    try:
-        return _load_trusting_nothing(check_pin(path, pin), map_location)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        return read_checkpoint(path)
-
-
-def _load_trusting_nothing(file: Path | IO[bytes], map_location: str | None) -> dict:
+def _load_numbers(file: Path | IO[bytes], map_location: str | None) -> Any:
+    """Load tensors, numbers and logs; UnpicklingError for objects of other classes."""
     known = [(stand_in, name) for name, stand_in in (NUMBERS | LOGS).items()]
     with torch.serialization.safe_globals(known):
         return torch.load(file, map_location=map_location, weights_only=True)

@@ -1,6 +1,6 @@
-"""Names of BEiT weights: the official ones (also timm's), mmpretrain's and mmseg's, Hugging Face's.
+"""Translate parameter names of BEiT: official (also timm's), mmpretrain, mmseg, Hugging Face.
 
-Inside this package weights have their official names: `cls_token`, `patch_embed.proj.weight`,
+This package uses the official names: `cls_token`, `patch_embed.proj.weight`,
 `blocks.0.attn.qkv.weight`, `rel_pos_bias.relative_position_bias_table`, `norm`, `fc_norm`, and the
 heads `head` (classes) and `lm_head` (tokens).
 Source: lixiaotong97/mc-BEiT@37489a1, mmpretrain's BEiTViT, transformers' BeitModel.
@@ -18,7 +18,7 @@ INDEX = 'relative_position_index'
 SHARED_TABLE = 'rel_pos_bias.relative_position_bias_table'
 BLOCK_TABLE = 'attn.relative_position_bias_table'
 PREFERRED_PREFIXES = ('', 'module.', 'backbone.', 'encoder.', 'model.')
-# Classifiers and predictors of tokens, by the names that full models give them.
+# Names of heads in full models -> official names. A model loads a head under the first it knows.
 HEADS = {
     'head.fc': 'head',
     'classifier': 'head',
@@ -31,41 +31,27 @@ HEADS = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """One naming of a vision transformer's modules; maps go from official names to its own."""
+    """One library's names of a vision transformer; the dicts map official names to its names."""
 
     blocks: str
     outside: Mapping[str, str]
-    inside: Mapping[str, str]  # of a block
-    qkv: tuple[str, str, str] | None = None  # where the fused projection is stored in three
+    inside: Mapping[str, str]  # relative to a block
+    qkv: tuple[str, str, str] | None = None  # weights that make up the fused projection
 
     @property
     def anchor(self) -> str:
-        """The name that shows that this dialect is used."""
+        """The parameter name by which the dialect is detected."""
         return f'{self.blocks}.0.{self.inside.get("norm1", "norm1")}.weight'
 
     def rename(self, name: str, to_official: bool) -> str:
-        """Translate one name without prefix; a name outside the dialect comes back as it is."""
+        """Translate one name without prefix; unknown names are returned unchanged."""
         here, there = (self.blocks, 'blocks') if to_official else ('blocks', self.blocks)
         if block := re.match(rf'{re.escape(here)}\.(\d+)\.', name):
-            inner = _rename_head(name[block.end() :], self.inside, to_official)
+            inner = _replace_start(name[block.end() :], self.inside, to_official)
             return f'{there}.{block[1]}.{inner}'
-        return _rename_head(name, self.outside, to_official)
+        return _replace_start(name, self.outside, to_official)
 
 
-HF_INSIDE = {
-    'gamma_1': 'lambda_1',
-    'gamma_2': 'lambda_2',
-    'norm1': 'layernorm_before',
-    'norm2': 'layernorm_after',
-}
-HF_OUTSIDE = {
-    'cls_token': 'embeddings.cls_token',
-    'mask_token': 'embeddings.mask_token',
-    'pos_embed': 'embeddings.position_embeddings',
-    'patch_embed.proj': 'embeddings.patch_embeddings.projection',
-    'norm': 'layernorm',
-    'fc_norm': 'pooler.layernorm',
-}
 HF_ATTENTION = 'attention.attention'
 DIALECTS = {
     'official': Dialect('blocks', {}, {}),
@@ -76,9 +62,20 @@ DIALECTS = {
     ),
     'hf': Dialect(
         'encoder.layer',
-        {**HF_OUTSIDE, 'rel_pos_bias': 'encoder.relative_position_bias'},
         {
-            **HF_INSIDE,
+            'cls_token': 'embeddings.cls_token',
+            'mask_token': 'embeddings.mask_token',
+            'pos_embed': 'embeddings.position_embeddings',
+            'patch_embed.proj': 'embeddings.patch_embeddings.projection',
+            'rel_pos_bias': 'encoder.relative_position_bias',
+            'norm': 'layernorm',
+            'fc_norm': 'pooler.layernorm',
+        },
+        {
+            'gamma_1': 'lambda_1',
+            'gamma_2': 'lambda_2',
+            'norm1': 'layernorm_before',
+            'norm2': 'layernorm_after',
             'attn.q_bias': f'{HF_ATTENTION}.query.bias',
             'attn.v_bias': f'{HF_ATTENTION}.value.bias',
             'attn.proj': 'attention.output.dense',
@@ -88,37 +85,44 @@ DIALECTS = {
         },
         tuple(f'{HF_ATTENTION}.{part}.weight' for part in ('query', 'key', 'value')),
     ),
-    # The names of BeitModel.state_dict() since transformers 5; its files keep the older ones.
-    'hf5': Dialect(
-        'layers',
-        {**HF_OUTSIDE, 'rel_pos_bias': 'shared_position_bias'},
-        {
-            **HF_INSIDE,
-            'attn.q_bias': 'attention.q_proj.bias',
-            'attn.v_bias': 'attention.v_proj.bias',
-            'attn.proj': 'attention.o_proj',
-            BLOCK_TABLE: 'relative_position_bias.relative_position_bias_table',
-        },
-        tuple(f'attention.{part}_proj.weight' for part in 'qkv'),
-    ),
 }
 
 
 class Official(NamedTuple):
-    """Weights in official names: of the backbone, of its two known heads, and of all else."""
+    """Weights under official names, split into backbone, known heads and the rest."""
 
     backbone: dict[str, Tensor]
     heads: dict[str, Tensor]
     rest: dict[str, Tensor]
-    dialect: str | None  # None: no transformer block was found, all names are left as they are
+    dialect: str | None  # None: no transformer found, names unchanged
     prefix: str
 
 
+def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, Tensor]:
+    """Rename weights without loss; prefixes and index buffers are removed.
+
+    Args:
+        state_dict: weights of any known naming; unknown names are kept.
+        to: 'mcbeit' (official names), 'timm' (official names, with a shared position table copied
+            to every block) or 'hf' (as transformers stores them in files).
+    """
+    if to not in ('mcbeit', 'timm', 'hf'):
+        raise ValueError(f"to={to!r}, expected 'mcbeit', 'timm' or 'hf'")
+    official = to_official(state_dict)
+    state = drop_copied_tables(official.backbone | official.heads)
+    state = {k: v for k, v in state.items() if not k.endswith(INDEX)}
+    if to == 'timm':
+        state = copy_shared_table(state)
+    elif to == 'hf':
+        state = to_hf(state)
+    return state | official.rest
+
+
 def detect(names: Iterable[str]) -> tuple[str, str] | None:
-    """Dialect and prefix of the vision transformer among the names; None without one.
+    """Find dialect and prefix of the vision transformer among the names; None without one.
 
     Raises:
-        ValueError: there are several, and none has a prefix that is known to be the main one.
+        ValueError: several transformers, none with a prefix in PREFERRED_PREFIXES.
     """
     found = {}
     for name in names:
@@ -126,21 +130,19 @@ def detect(names: Iterable[str]) -> tuple[str, str] | None:
             prefix = name.removesuffix(kind.anchor)
             if prefix != name and (not prefix or prefix.endswith('.')):
                 found.setdefault(prefix, dialect)
-    if len(found) > 1:
-        chosen = next((p for p in PREFERRED_PREFIXES if p in found), None)
-        if chosen is None:
-            raise ValueError(
-                f'the weights of several transformers, with the prefixes {sorted(found)}: keep one '
-                'of them, as in {k: v for k, v in state.items() if k.startswith(prefix)}'
-            )
-        found = {chosen: found[chosen]}
-    return next(((dialect, prefix) for prefix, dialect in found.items()), None)
+    chosen = [p for p in PREFERRED_PREFIXES if p in found] if len(found) > 1 else list(found)
+    if found and not chosen:
+        raise ValueError(
+            f'several transformers, with the prefixes {sorted(found)}: keep one of them, for '
+            'example {k: v for k, v in state.items() if k.startswith(prefix)}'
+        )
+    return (found[chosen[0]], chosen[0]) if chosen else None
 
 
 def to_official(state: Mapping[str, Tensor]) -> Official:
     """Give weights of any known dialect and prefix their official names, without loss."""
     dialect, prefix = detect(state) or (None, '')
-    outer = prefix.removesuffix('beit.')  # transformers keeps heads, and their norm, outside
+    outer = prefix.removesuffix('beit.')  # transformers keeps heads and their norm outside
     backbone, heads, rest = {}, {}, {}
     for name, tensor in state.items():
         stem, _, kind = name.rpartition('.')
@@ -163,8 +165,8 @@ def to_official(state: Mapping[str, Tensor]) -> Official:
 def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename official weights, heads included, as transformers stores them in files.
 
-    As in the models that Microsoft published, the norm of a model with `lm_head` lies outside of
-    `beit.`, which goes with `use_mean_pooling=True`.
+    With `lm_head` the norm stays outside `beit.`, as in the models that Microsoft published with
+    `use_mean_pooling=True`.
     """
     hf, out = DIALECTS['hf'], {}
     outside = {'head': 'classifier', 'lm_head': 'lm_head'}
@@ -184,12 +186,12 @@ def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_blocks(state: Mapping[str, Tensor]) -> int:
-    """Number of blocks of official weights."""
+    """Count the blocks in official weights."""
     return len({name.split('.')[1] for name in state if name.startswith('blocks.')})
 
 
 def copy_shared_table(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add one copy of the shared position table per block; the shared one stays."""
+    """Add a copy of the shared position table for every block; keep the shared one."""
     if SHARED_TABLE not in state:
         return dict(state)
     names = (f'blocks.{i}.{BLOCK_TABLE}' for i in range(num_blocks(state)))
@@ -197,7 +199,7 @@ def copy_shared_table(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def drop_copied_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the tables of the blocks where all equal a shared one; undoes the copying."""
+    """Undo `copy_shared_table`: remove block tables if all of them equal the shared one."""
     shared = state.get(SHARED_TABLE)
     tables = [name for name in state if re.fullmatch(rf'blocks\.\d+\.{BLOCK_TABLE}', name)]
     if shared is None or not all(torch.equal(state[name], shared) for name in tables):
@@ -205,8 +207,8 @@ def drop_copied_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in tables}
 
 
-def _rename_head(name: str, names: Mapping[str, str], to_official: bool) -> str:
-    """Replace the beginning of a dotted name."""
+def _replace_start(name: str, names: Mapping[str, str], to_official: bool) -> str:
+    """Replace the leading modules of a dotted name."""
     for official, own in names.items():
         here, there = (own, official) if to_official else (official, own)
         if name == here or name.startswith(f'{here}.'):
@@ -216,7 +218,7 @@ def _rename_head(name: str, names: Mapping[str, str], to_official: bool) -> str:
 
 def _put(state: dict[str, Tensor], name: str, tensor: Tensor) -> None:
     if name in state and not torch.equal(state[name], tensor):
-        raise ValueError(f'two different tensors of the checkpoint are {name}: remove one of them')
+        raise ValueError(f'the checkpoint has two different tensors for {name}: remove one of them')
     state[name] = tensor
 
 
@@ -229,23 +231,3 @@ def _fuse_qkv(state: Mapping[str, Tensor], parts: tuple[str, str, str]) -> dict[
         elif not name.endswith(parts):
             out[name] = tensor
     return out
-
-
-def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, Tensor]:
-    """Rename weights of any known naming, without loss; prefixes and index buffers go.
-
-    Args:
-        state_dict: see `weight_names` for what is known; other names stay as they are.
-        to: 'mcbeit' (official names), 'timm' (the same, and a copy of a shared position table for
-            each block, since timm's models have one per block) or 'hf' (as stored in files).
-    """
-    if to not in ('mcbeit', 'timm', 'hf'):
-        raise ValueError(f"to is {to!r}, expected 'mcbeit', 'timm' or 'hf'")
-    official = to_official(state_dict)
-    state = drop_copied_tables(official.backbone | official.heads)
-    state = {k: v for k, v in state.items() if not k.endswith(INDEX)}
-    if to == 'timm':
-        state = copy_shared_table(state)
-    elif to == 'hf':
-        state = to_hf(state)
-    return state | official.rest

@@ -1,4 +1,4 @@
-"""Checkpoint files and folders -> tensors, without running code from the file."""
+"""Read tensors from checkpoint files and folders without running code from them."""
 
 import json
 import os
@@ -6,44 +6,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..fileio.inert_pickle import load_inert, reason
 from ..fileio.pins import check_pin, split_pin
 
 WRAPPER_KEYS = ('state_dict', 'model', 'module')
-RESAVE = "re-save it where it was made as torch.save({'state_dict': model.state_dict()}, path)"
+RESAVE = "re-save it as torch.save({'state_dict': model.state_dict()}, path) where it was made"
 DEEPSPEED_FILE = 'mp_rank_00_model_states.pt'
 HF_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a checkpoint to CPU without executing anything the file says.
+    """Read a checkpoint to CPU without executing anything in it.
 
-    Tensors, numbers, strings and containers come back as they were saved. Objects of other
-    classes (``argparse.Namespace``, Lightning callbacks, NumPy values, ...) come back as
-    inert stand-ins, subclasses of ``dict`` and ``list`` as plain ones, and a file that holds a
-    whole module (``torch.save(module)``) gives the bare state dict.
+    Objects other than tensors, numbers, strings and containers (``argparse.Namespace``, NumPy
+    values, ...) become inert stubs, subclasses of ``dict`` and ``list`` plain ones. A pickled
+    module (``torch.save(module)``) or ``.safetensors`` file gives a bare state dict.
 
     Args:
-        path: a file of ``torch.save`` (zip format, or the one before torch 1.6, then without
-            foreign objects), a ``.safetensors`` file, which gives the bare state dict, a work dir
-            (its newest checkpoint), or a folder of DeepSpeed (not ZeRO stage 3) or Hugging Face.
-            `PATH#sha256=HEX` pins what the file must be, see `pins`.
+        path: a file of ``torch.save`` (before torch 1.6 only without foreign objects) or
+            safetensors, a work dir (its newest checkpoint), or a folder of DeepSpeed (not ZeRO
+            stage 3) or Hugging Face. Append ``#sha256=HEX`` to pin a file, see `fileio.pins`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another folder or hash, a damaged file, or content only code could restore.
+        FileNotFoundError: no such file.
+        ValueError: an unknown folder, another hash, damage, or content that only code can restore.
     """
     if '://' in str(path):
-        raise ValueError(f'{path} is an address: download it and give the file')
+        raise ValueError(f'{path} is a URL: download the file and pass its path')
     name, pin = split_pin(path)
     path = Path(name)
     if not path.exists():
-        raise FileNotFoundError(f'No checkpoint at {path} (working directory: {Path.cwd()})')
+        raise FileNotFoundError(f'no checkpoint at {path} (working directory: {Path.cwd()})')
     files = _files_of_folder(path) if path.is_dir() else [path]
     if pin and len(files) > 1:
-        raise ValueError(f'{path} holds a checkpoint in {len(files)} files, which no hash pins')
+        raise ValueError(
+            f'{path} holds a checkpoint of {len(files)} files: only single files can be pinned'
+        )
     checkpoint: dict = {}
     for file in files:
         checkpoint |= _read_file(check_pin(file, pin))
@@ -51,13 +52,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name.
+    """Extract the tensors of a checkpoint by name; ValueError if there are none.
 
-    Wrappers (``state_dict``, ``model``, ``module``, also nested) and a ``module.`` prefix
-    common to all names are removed; entries that are not tensors are left out.
-
-    Raises:
-        ValueError: there are no tensors.
+    Unwraps ``state_dict``, ``model`` and ``module``, also nested, and removes a ``module.`` prefix
+    common to all names.
     """
     inner: Mapping[str, Any] = checkpoint
     while key := next((k for k in WRAPPER_KEYS if _holds_tensors(inner.get(k))), None):
@@ -74,7 +72,7 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def is_wrapped(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the tensors lie under a key that MMEngine does not look at (`model`, `module`)."""
+    """Whether the tensors are under a key that MMEngine ignores (`model`, `module`)."""
     keys = (key for key in WRAPPER_KEYS if _holds_tensors(checkpoint.get(key)))
     return next(keys, 'state_dict') != 'state_dict'
 
@@ -87,9 +85,9 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """Files that together are the checkpoint in a work dir, a DeepSpeed or Hugging Face folder."""
+    """List the files of the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
     noted = folder / 'last_checkpoint'
-    if noted.is_file():  # of MMEngine: a path, of which the folder may have moved since
+    if noted.is_file():  # MMEngine's note holds a path, whose folder may have moved since
         newest = folder / Path(noted.read_text().strip()).name
         return _files_of_folder(newest) if newest.is_dir() else [newest]
     latest = folder / 'latest'
@@ -99,7 +97,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
         if [file.name for file in states] != [DEEPSPEED_FILE]:
             raise ValueError(
                 f'{tagged} holds weights split over {len(states)} files ({states[0].name}, ...): '
-                'join them with the zero_to_fp32.py that DeepSpeed put beside them'
+                'merge them with the zero_to_fp32.py that DeepSpeed saved next to them'
             )
         return states
     for name in HF_FILES:
@@ -111,30 +109,21 @@ def _files_of_folder(folder: Path) -> list[Path]:
             return [folder / Path(shard).name for shard in sorted(shards)]
     raise ValueError(
         f'{folder} is a folder without a checkpoint of DeepSpeed ({DEEPSPEED_FILE}) or '
-        f'Hugging Face ({", ".join(HF_FILES)}); give the checkpoint file inside it'
+        f'Hugging Face ({", ".join(HF_FILES)}): pass the checkpoint file itself'
     )
 
 
 def _read_file(path: Path) -> dict:
-    path.open('rb').close()  # a file that may not be read is not a damaged one
-    read = _read_safetensors if path.suffix == '.safetensors' else load_inert
+    path.open('rb').close()  # without permission to read, raise that error
     try:
-        checkpoint = read(path)
-    except (MemoryError, ImportError):
+        checkpoint = (load_file if path.suffix == '.safetensors' else load_inert)(path)
+    except MemoryError:
         raise
     except Exception as error:  # damaged bytes make the parsers raise almost anything
         raise ValueError(
-            f'Cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
-            f'If the file is damaged or cut short, download or copy it again; otherwise {RESAVE}'
+            f'cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): {reason(error)}. '
+            f'If the file is damaged or truncated, download or copy it again; otherwise {RESAVE}'
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict; {RESAVE}')
     return checkpoint
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f'{path} needs: pip install safetensors') from error
-    return load_file(path)

@@ -1,4 +1,4 @@
-"""Files are there completely or not at all."""
+"""A file holds its old or its new content, whatever stops the writer."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def old(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB."""
+    """A 64 KiB file system."""
     place = tmp_path / 'disk'
     place.mkdir()
     mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(place)]
@@ -50,13 +50,13 @@ def in_a_child(do) -> int:
 
 
 @pytest.mark.parametrize('data', [b'\x00new', 'n\u00e9w'])
-def test_it_replaces_the_file_and_nothing_else_remains(old, data):
+def test_writing_replaces_the_file_and_leaves_nothing_else(old, data):
     write_atomically(old, data)
     assert old.read_bytes() == (data if isinstance(data, bytes) else data.encode())
     assert names(old.parent) == [old.name]
 
 
-def test_the_data_is_on_the_disk_before_the_name_and_the_name_afterwards(old, monkeypatch):
+def test_data_is_synced_before_the_rename_and_the_folder_after_it(old, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
 
@@ -77,7 +77,7 @@ def test_the_data_is_on_the_disk_before_the_name_and_the_name_afterwards(old, mo
 
 @pytest.mark.parametrize('step', ['replace', 'fsync'])
 @pytest.mark.parametrize('error', [OSError(errno.EIO, 'broken'), KeyboardInterrupt()])
-def test_a_failure_leaves_the_old_file_and_no_leftover(old, monkeypatch, step, error):
+def test_failure_keeps_the_old_file_and_leaves_nothing_else(old, monkeypatch, step, error):
     def fail(*args):
         raise error
 
@@ -87,7 +87,7 @@ def test_a_failure_leaves_the_old_file_and_no_leftover(old, monkeypatch, step, e
     assert old.read_bytes() == b'old' and names(old.parent) == [old.name]
 
 
-def test_killed_before_the_rename(old):
+def test_kill_before_the_rename(old):
     def die():
         os.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
         write_atomically(old, b'new')
@@ -100,7 +100,7 @@ def test_killed_before_the_rename(old):
     assert names(old.parent) == [old.name]
 
 
-def test_files_of_living_writers_and_of_others_are_no_leftovers(old):
+def test_only_files_of_dead_writers_are_leftovers(old):
     kept = [f'.a.tmp-{os.getppid()}', '.a.tmp-x', 'a.tmp-1', 'epoch_1.pth']
     gone = [f'.a.tmp-{os.getpid()}', '.a.tmp-99999999']
     for name in kept + gone:
@@ -109,7 +109,7 @@ def test_files_of_living_writers_and_of_others_are_no_leftovers(old):
     assert names(old.parent) == sorted(kept)
 
 
-def test_a_full_disk_says_how_much_is_missing(small_disk):
+def test_full_disk_error_names_bytes_needed_and_free(small_disk):
     path = small_disk / 'a.pth'
     write_atomically(path, bytes(20_000))
     with pytest.raises(OSError, match=r'60,000 bytes needed, [1-4]\d,\d{3} free') as caught:
@@ -118,7 +118,7 @@ def test_a_full_disk_says_how_much_is_missing(small_disk):
     assert path.stat().st_size == 20_000 and names(small_disk) == ['a.pth']
 
 
-def test_a_file_beyond_the_limit(old):
+def test_file_size_limit(old):
     def write():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -130,14 +130,14 @@ def test_a_file_beyond_the_limit(old):
     assert old.read_bytes() == b'old' and names(old.parent) == [old.name]
 
 
-def test_a_link_stays_a_link(old):
+def test_links_stay_links(old):
     link = old.parent / 'latest.pth'
     link.symlink_to(old)
     write_atomically(link, b'new')
     assert link.is_symlink() and old.read_bytes() == b'new'
 
 
-def test_any_user_of_mmengines_files_can_have_it(tmp_path, monkeypatch):
+def test_mmengine_backend(tmp_path, monkeypatch):
     args = dict(backend='atomic')
     path = str(tmp_path / 'new_folder' / 'a')
     replaced = []
@@ -145,6 +145,6 @@ def test_any_user_of_mmengines_files_can_have_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', lambda *a: (replaced.append(a[1].name), replace(*a)))
     fileio.put(b'one', path, backend_args=args)
     assert fileio.get(path, backend_args=args) == b'one'
-    fileio.put_text('zwei \u00fc', path, backend_args=args)
-    assert fileio.get_text(path, backend_args=args) == 'zwei \u00fc'
+    fileio.put_text('caf\u00e9', path, backend_args=args)
+    assert fileio.get_text(path, backend_args=args) == 'caf\u00e9'
     assert replaced == ['a', 'a']

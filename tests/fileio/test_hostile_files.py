@@ -1,7 +1,7 @@
-"""Nothing that a file holds is executed, in whichever place the file is given.
+"""No file executes code, whichever setting or function takes it.
 
-Each test asserts that the mark, the file which the payloads create, does not exist; the first one
-shows that they do create it when they are unpickled freely.
+Every test asserts that the payload has not created its mark file. The first tests are controls: the
+payloads create it when unpickled without restrictions.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ from mcbeit_mm.fileio.pins import sha256_of
 from mcbeit_mm.weights.reading import read_checkpoint
 
 KINDS = list(payloads(Path('mark')))
-EXPECTED = (SetupError, ValueError, yaml.YAMLError)  # what a refusal may raise
+EXPECTED = (SetupError, ValueError, yaml.YAMLError)  # errors that may refuse a file
 
 
 @pytest.fixture
 def mark(tmp_path):
-    """The path that a payload creates; the test fails if it does."""
+    """The file that a payload creates; fails the test if it exists afterwards."""
     path = tmp_path / 'mark'
     yield path
     assert not path.exists(), 'the payload ran'
 
 
 def save(kind, mark, file, how='zip', state_dict=None, **entries):
-    """Write a checkpoint with the payload in all places that MMEngine looks at."""
+    """Write a checkpoint with the payload in every entry that MMEngine reads."""
     payload = payloads(mark)[kind]
     content = dict(
         state_dict={'linear.weight': torch.ones(1, 2), 'linear.bias': torch.ones(1)},
@@ -61,18 +61,18 @@ def save(kind, mark, file, how='zip', state_dict=None, **entries):
 
 
 def assert_harmless(function, *arguments, **keywords):
-    """Run it: it may refuse the file, by the errors that tools show as one line."""
+    """Run a function that may refuse the file with one of the expected errors."""
     with contextlib.suppress(*EXPECTED):
         function(*arguments, **keywords)
         return True
     return False
 
 
-# The payloads themselves
+# Controls
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_unpickled_freely_the_payloads_run(tmp_path, kind):
+def test_payloads_run_when_unpickled(tmp_path, kind):
     file, mark = tmp_path / 'x.pkl', tmp_path / 'mark'
     file.write_bytes(pickle.dumps(payloads(mark)[kind]))
     assert not mark.exists()
@@ -82,7 +82,7 @@ def test_unpickled_freely_the_payloads_run(tmp_path, kind):
 
 
 @pytest.mark.parametrize('how', ['zip', 'legacy', 'pickle', 'tar'])
-def test_loaded_freely_the_formats_run(tmp_path, how):
+def test_formats_run_when_loaded_without_weights_only(tmp_path, how):
     mark = tmp_path / 'mark'
     FORMATS[how](payloads(mark)['exec'], tmp_path / 'x.pth')
     with contextlib.suppress(Exception):
@@ -107,9 +107,9 @@ def test_readers(mark, tmp_path, kind, how):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_object_stores(mark, tmp_path, kind):
-    """MMEngine hands the bytes it got from Ceph, S3 or Pavi to `_safe_torch_load`."""
+    """MMEngine passes bytes from Ceph, S3 or Pavi to `_safe_torch_load`."""
     file = Path(save(kind, mark, tmp_path / 'x.pth'))
-    with pytest.raises(SetupError, match='download it and give the file'):
+    with pytest.raises(SetupError, match='download it and pass the file'):
         mmengine_checkpoint._safe_torch_load(io.BytesIO(file.read_bytes()))
     assert_harmless(mmengine_checkpoint._safe_torch_load, str(file))
     meta = dict(epoch=1, config=f'open({str(mark)!r}, "w").close()')
@@ -119,7 +119,7 @@ def test_object_stores(mark, tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_whatever_the_environment_says(mark, tmp_path, monkeypatch, kind):
+def test_environment_cannot_disable_weights_only(mark, tmp_path, monkeypatch, kind):
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     file = save(kind, mark, tmp_path / 'x.pth')
     assert_harmless(read_checkpoint, file)
@@ -185,7 +185,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize('kind', ['exec', 'getattr chain', 'scalar', 'module'])
 def test_resume(mark, tmp_path, trained, kind):
-    """A real checkpoint with additions, and text as the config that MMEngine would execute."""
+    """A real checkpoint with payloads and a config that MMEngine would execute."""
     content = torch.load(trained, weights_only=False)
     payload = payloads(mark)[kind]
     content['meta'] |= dict(config=f'open({str(mark)!r}, "w").close()', x=payload)
@@ -217,7 +217,7 @@ def test_meta_config_alone(mark, tmp_path, trained):
     assert runner.iter == 4  # it resumed
 
 
-# Models of the libraries
+# Models
 
 
 def test_init_cfg(mark, tmp_path):
@@ -319,7 +319,7 @@ def test_evaluate_features(mark, tmp_path, monkeypatch, capsys, how):
     assert stop.value.code == 2 and 'error: ' in capsys.readouterr().err
 
 
-# Addresses
+# URLs
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -329,20 +329,20 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-    """A server of tmp_path/served; the cache is below tmp_path too."""
+    """URL of a server of tmp_path/served; the download cache is in tmp_path too."""
     (tmp_path / 'served').mkdir()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     handler = functools.partial(_Handler, directory=str(tmp_path / 'served'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.parametrize('how', FORMATS)
-def test_addresses_and_names_of_models(mark, tmp_path, monkeypatch, address, how):
+def test_urls_and_model_names(mark, tmp_path, monkeypatch, address, how):
     save('exec', mark, tmp_path / 'served' / 'x.pth', how)
     urls = {'x': f'{address}/x.pth'}
     for zoo in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
@@ -354,11 +354,11 @@ def test_addresses_and_names_of_models(mark, tmp_path, monkeypatch, address, how
     assert len(cached) == 1  # downloaded once
 
 
-def test_pinned_address(tmp_path, address):
+def test_pinned_url(tmp_path, address):
     file = tmp_path / 'served' / 'x.pth'
     torch.save({'state_dict': {'w': torch.ones(2)}}, file)
     good, bad = sha256_of(file), 'ab' * 32
-    with pytest.raises(SetupError, match='invalid hash.*give its path'):
+    with pytest.raises(SetupError, match='invalid hash.*pass its path'):
         mmengine_checkpoint._load_checkpoint(f'{address}/x.pth#sha256={bad}')
     assert not [path for path in (tmp_path / 'torch').rglob('*') if path.is_file()]
     loaded = mmengine_checkpoint._load_checkpoint(f'{address}/x.pth#sha256={good}')
@@ -370,7 +370,7 @@ def test_pinned_address(tmp_path, address):
 
 
 def test_one_name_on_two_hosts(tmp_path, address):
-    """The cache must not give a file of one host for that of another."""
+    """The cache must not confuse files of one name from different hosts."""
     (tmp_path / 'served' / 'other').mkdir()
     for folder, value in (('', 1), ('other/', 2)):
         torch.save({'w': torch.tensor(value)}, tmp_path / 'served' / f'{folder}x.pth')
@@ -388,7 +388,7 @@ def test_annotations(mark, tmp_path, kind, suffix):
     file = tmp_path / f'x.{suffix}'
     content = dict(metainfo={}, data_list=[dict(img_path='x.jpg', x=payloads(mark)[kind])])
     file.write_bytes(pickle.dumps(content))
-    with pytest.raises(SetupError, match='pickle file.*not read'):
+    with pytest.raises(SetupError, match='refused a pickle file'):
         BaseDataset(ann_file=str(file))
 
 
@@ -422,14 +422,15 @@ def test_plain_annotations_are_read(tmp_path, protocol):
     )
     content = dict(metainfo=dict(classes=('a', 'b')), data_list=[sample] * 2)
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(content, protocol=protocol))
-    got = BaseDataset(ann_file=str(tmp_path / 'x.pkl')).get_data_info(1)
+    data = BaseDataset(ann_file=str(tmp_path / 'x.pkl'), serialize_data=False)
+    got = data.get_data_info(1)
     assert np.array_equal(got['boxes'], boxes) and got['boxes'].dtype.kind == 'f'
     assert {key: got[key] for key in sample if key != 'boxes'} == {
         key: value for key, value in sample.items() if key != 'boxes'
     }
 
 
-def test_payload_of_a_foreign_class_is_named(tmp_path):
+def test_refusal_names_the_foreign_class(tmp_path):
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(Payload(print, 'x')))
     with pytest.raises(SetupError, match='builtins.print, which is not data.*JSON'):
         BaseDataset(ann_file=str(tmp_path / 'x.pkl'))

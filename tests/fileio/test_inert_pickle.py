@@ -1,4 +1,4 @@
-"""Whole modules are read from files of torch.save without their classes."""
+"""Pickled modules are read without their classes."""
 
 import functools
 import os
@@ -7,24 +7,15 @@ import types
 
 import pytest
 import torch
+from hostile_files import Payload
 from torch import nn
 
 from mcbeit_mm.weights.reading import read_checkpoint
 
 
-class Call:
-    """Pickles as a call of `function` with `args`."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
 @pytest.fixture
 def foreign(monkeypatch):
-    """A module of classes that can be taken away before reading, by `foreign.remove()`."""
+    """A Python module of classes that `foreign.remove()` removes before reading."""
     module = types.ModuleType('foreign')
 
     def define(name, **attributes):
@@ -60,7 +51,7 @@ def assert_same(found, expected):
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
-def test_a_module_comes_back_as_its_state_dict(tmp_path, foreign):
+def test_modules_are_read_as_state_dicts(tmp_path, foreign):
     torch.save(network(foreign), tmp_path / 'net.pkl')
     expected = torch.load(tmp_path / 'net.pkl', weights_only=False).state_dict()
     foreign.remove()
@@ -69,7 +60,7 @@ def test_a_module_comes_back_as_its_state_dict(tmp_path, foreign):
     assert type(found) is dict and 'slotted.w' in found and 'scratch' not in found
 
 
-def test_classes_are_not_called_even_when_they_exist(tmp_path, foreign, monkeypatch):
+def test_existing_classes_are_not_called(tmp_path, foreign, monkeypatch):
     torch.save(network(foreign), tmp_path / 'net.pkl')
     called = []
     for cls in (foreign.Net, foreign.Slotted, nn.Sequential, nn.Conv2d):
@@ -85,25 +76,25 @@ def test_classes_are_not_called_even_when_they_exist(tmp_path, foreign, monkeypa
 def test_hostile_modules_run_nothing(tmp_path, foreign, place, function):
     mark, path = tmp_path / 'ran', tmp_path / 'net.pkl'
     payload = {
-        'os.system': Call(os.system, f'touch {mark}'),
-        'eval': Call(eval, f'open({str(mark)!r}, "w").close()'),
+        'os.system': Payload(os.system, f'touch {mark}'),
+        'eval': Payload(eval, f'open({str(mark)!r}, "w").close()'),
     }[function]
     net = network(foreign)
     states = dict(attribute=net.__dict__, parameter=net._parameters, buffer=net._buffers)
     (states | dict(child=net._modules, file={}))[place]['payload'] = payload
     torch.save(payload if place == 'file' else net, path)
-    if (place, function) == ('attribute', 'eval'):  # what is no weight stays unread
+    if (place, function) == ('attribute', 'eval'):  # only weights are read
         assert 'body.0.weight' in read_checkpoint(path)
     else:
         with pytest.raises(ValueError, match='net.pkl'):
             read_checkpoint(path)
     assert not mark.exists()
 
-    torch.load(path, weights_only=False)  # the payload is real: the careless reader is hit
+    torch.load(path, weights_only=False)  # control: the payload works
     assert mark.exists()
 
 
-def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, foreign):
+def test_errors_name_what_cannot_be_read(tmp_path, foreign):
     def saved(**children):
         net = foreign.Net()
         for name, child in children.items():
@@ -111,20 +102,20 @@ def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, foreign):
         torch.save(net, tmp_path / 'net.pkl')
         return tmp_path / 'net.pkl'
 
-    with pytest.raises(ValueError, match=r'net\.pkl.*odd in its module.*unread foreign\.Odd'):
+    with pytest.raises(ValueError, match=r'net\.pkl.*odd in the pickled .*unread foreign\.Odd'):
         read_checkpoint(saved(odd=foreign.Odd()))
     loop = nn.Sequential(nn.ReLU())
     loop._modules['again'] = loop
-    with pytest.raises(ValueError, match=r'loop\.again in its module'):
+    with pytest.raises(ValueError, match=r'loop\.again in the pickled module'):
         read_checkpoint(saved(loop=loop))
     odd = nn.ReLU()
     odd._parameters['w'] = 'text'
-    with pytest.raises(ValueError, match=r'a\.w in its module is no tensor \(str\)'):
+    with pytest.raises(ValueError, match=r'a\.w in the pickled module is not a tensor \(str\)'):
         read_checkpoint(saved(a=odd))
 
 
-def test_modules_that_share_without_end(tmp_path):
-    """A small file whose tree of modules has 2 ** 40 leaves ends with an error, not never."""
+def test_endlessly_shared_modules(tmp_path):
+    """A small file whose module tree has 2 ** 40 leaves gives an error."""
     net = nn.ReLU()
     for _ in range(40):
         parent = nn.Module()
@@ -135,14 +126,14 @@ def test_modules_that_share_without_end(tmp_path):
         read_checkpoint(tmp_path / 'net.pkl')
 
 
-def test_messages_do_not_spell_out_nested_lists(tmp_path):
+def test_messages_do_not_print_nested_lists(tmp_path):
     nested = []
     for _ in range(60):
         nested = [nested, nested]
     net = nn.ReLU()
     net._parameters['w'] = nested
     torch.save(nn.Sequential(net), tmp_path / 'net.pkl')
-    with pytest.raises(ValueError, match=r'0\.w in its module is no tensor \(list\)'):
+    with pytest.raises(ValueError, match=r'0\.w in the pickled module is not a tensor \(list\)'):
         read_checkpoint(tmp_path / 'net.pkl')
 
 

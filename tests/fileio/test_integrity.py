@@ -1,4 +1,4 @@
-"""Damage is found: no flipped bit and no missing byte changes what is loaded unnoticed."""
+"""No flipped bit and no missing byte changes the loaded content unnoticed."""
 
 import random
 import struct
@@ -19,7 +19,7 @@ EXTERNAL_ATTR = 38  # offset of the attributes in it
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-    """A checkpoint of model, optimizer and meta as bytes."""
+    """The bytes of a checkpoint of model, optimizer and meta."""
     model = nn.Linear(5, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(3, 5)).sum().backward()
@@ -36,18 +36,18 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def file(tmp_path, good):
-    """A checkpoint to spoil."""
+    """A checkpoint to damage."""
     path = tmp_path / 'epoch_1.pth'
     path.write_bytes(good)
     return path
 
 
 def harmless(file, original) -> bool:
-    """Whether the damage is reported or does not reach what is loaded."""
+    """Whether damage is reported or does not change the loaded content."""
     return bool(damage(file)) or same(load_from_local(str(file)), original)
 
 
-def test_a_good_file_has_no_damage(file):
+def test_good_file(file):
     assert damage(file) is None
 
 
@@ -56,26 +56,26 @@ def test_no_random_damage_goes_unnoticed(file, good, seed):
     original = load_from_local(str(file))
     draw = random.Random(seed)
     reported = 0
-    for _ in range(100):  # half of them one bit, half a run of up to 8 bytes
-        spoilt = bytearray(good)
+    for _ in range(100):  # one bit or up to 8 bytes
+        damaged = bytearray(good)
         place = draw.randrange(len(good))
         if draw.random() < 0.5:
-            spoilt[place] ^= 1 << draw.randrange(8)
+            damaged[place] ^= 1 << draw.randrange(8)
         else:
-            spoilt[place : place + 8] = draw.randbytes(min(8, len(good) - place))
-        file.write_bytes(spoilt)
+            damaged[place : place + 8] = draw.randbytes(min(8, len(good) - place))
+        file.write_bytes(damaged)
         assert harmless(file, original), f'byte {place} of {len(good)}'
         reported += bool(damage(file))
-    assert reported > 40  # the rest hit padding and header fields that nobody reads
+    assert reported > 40  # the rest hits padding and unused header fields
 
 
 @pytest.mark.slow
 def test_no_bit_of_the_whole_file_goes_unnoticed(file, good):
     original = load_from_local(str(file))
     for bit in range(8 * len(good)):
-        spoilt = bytearray(good)
-        spoilt[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(spoilt)
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
         assert harmless(file, original), f'bit {bit}'
 
 
@@ -87,40 +87,45 @@ def test_every_truncation_is_found(file, good):
 
 
 def test_a_record_marked_as_a_folder_is_found(file, good):
-    """One flipped bit, outside of what CRCs cover, makes torch hand out unset memory."""
-    spoilt = bytearray(good)
+    """One flipped bit, not covered by a CRC, makes torch return uninitialized memory."""
+    damaged = bytearray(good)
     at = -1
     for _ in range(5):  # the first tensors' records come after four others
-        at = spoilt.index(CENTRAL, at + 1)
-    spoilt[at + EXTERNAL_ATTR] ^= DOS_FOLDER
-    file.write_bytes(spoilt)
+        at = damaged.index(CENTRAL, at + 1)
+    damaged[at + EXTERNAL_ATTR] ^= DOS_FOLDER
+    file.write_bytes(damaged)
     with zipfile.ZipFile(file) as archive:
         assert archive.testzip() is None
     assert damage(file) == 'record epoch_1/data/0 is marked as a folder'
 
 
 def test_an_index_that_hides_records_is_found(file, good):
-    """Python's zipfile does not look at the counts of records, by which torch goes."""
-    at = good.index(b'PK\x06\x06') + 24  # two counts in the zip64 end of the directory
+    """Python's zipfile ignores the number of records in the index; torch relies on it."""
+    at = good.index(b'PK\x06\x06') + 24  # two counts in the zip64 end record
     (count,) = struct.unpack_from('<Q', good, at)
-    spoilt = bytearray(good)
-    struct.pack_into('<QQ', spoilt, at, count - 1, count - 1)
-    file.write_bytes(spoilt)
-    assert damage(file) == f'torch finds {count - 1} of {count} records'
+    damaged = bytearray(good)
+    original = load_from_local(str(file))
+    for number in range(count + 2):
+        struct.pack_into('<QQ', damaged, at, number, number)
+        file.write_bytes(damaged)
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
+        assert harmless(file, original)
+        assert (damage(file) is None) == (number in (count - 1, count))  # the last: an id
 
 
 def test_the_message_names_the_record(file, good):
     weight = load_from_local(str(file))['state_dict']['weight'].numpy().tobytes()
-    spoilt = bytearray(good)
-    spoilt[good.index(weight) + 3] ^= 64
-    file.write_bytes(spoilt)
+    damaged = bytearray(good)
+    damaged[good.index(weight) + 3] ^= 64
+    file.write_bytes(damaged)
     assert not same(load_from_local(str(file)), good)  # torch does not notice
-    assert damage(file) == "BadZipFile: Bad CRC-32 for file 'epoch_1/data/0'"
+    assert damage(file) == 'record epoch_1/data/0 does not match its CRC-32'
 
 
 def test_zeros_as_after_a_power_cut(file, good):
     file.write_bytes(bytes(len(good)))
-    assert 'no checkpoint' in damage(file)
+    assert 'not a checkpoint' in damage(file)
 
 
 def test_a_zip_of_something_else(tmp_path):
@@ -135,11 +140,11 @@ def test_safetensors(tmp_path):
     assert damage(path) is None
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    assert damage(path) == f'{len(content) - 1} bytes, the header announces {len(content)}'
+    assert 'not fully covered' in damage(path)
     for broken in (b'\xff' * 8 + content[8:], content[:20], b'abc', content[:8] + b'[]' * 30):
         path.write_bytes(broken)
         assert damage(path), broken[:30]
-    path.write_bytes(struct.pack('<Q', 2**62) + content[8:])  # no memory is taken for it
+    path.write_bytes(struct.pack('<Q', 2**62) + content[8:])  # must not be allocated
     assert damage(path)
 
 
@@ -148,14 +153,4 @@ def test_the_old_format_cannot_be_checked(tmp_path):
     torch.save(dict(a=torch.ones(3)), path, _use_new_zipfile_serialization=False)
     assert damage(path) is None
     path.write_bytes(b'<html>not found</html>')
-    assert 'no checkpoint' in damage(path)
-
-
-def test_a_folder_is_as_good_as_its_files(tmp_path, file):
-    folder = tmp_path / 'global_step1'
-    folder.mkdir()
-    assert damage(folder) == 'the folder holds no checkpoint'
-    (folder / 'one.pt').write_bytes(file.read_bytes())
-    assert damage(folder) is None
-    (folder / 'two.pt').write_bytes(file.read_bytes()[:-9])
-    assert damage(folder).startswith('two.pt: ')
+    assert 'not a checkpoint' in damage(path)

@@ -1,4 +1,4 @@
-"""Pins: `PATH#sha256=HEX`."""
+"""Pins `PATH#sha256=HEX` are parsed, checked, and accepted wherever weights are loaded."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY_VQGAN
 
-from mcbeit_mm.fileio.pins import checked_path, split_pin
+from mcbeit_mm.fileio.pins import check_pin, sha256_of, split_pin
 from mcbeit_mm.weights.reading import read_checkpoint
 
 HEX = 'ab' * 32
@@ -52,14 +52,18 @@ def test_malformed_pins(pin):
         split_pin(f'#sha256={HEX}')
 
 
-def test_checked_path(file):
-    assert checked_path(file) == checked_path(f'{file}#sha256={digest_of(file)}') == file
+def test_check(file):
+    assert check_pin(file, None) == check_pin(file, digest_of(file)) == file
     with pytest.raises(ValueError, match=f'has the SHA-256 {digest_of(file)}, expected {HEX}.*pin'):
-        checked_path(f'{file}#sha256={HEX}')
-    with pytest.raises(FileNotFoundError, match='none.pth'):
-        checked_path(f'{file.parent}/none.pth#sha256={HEX}')
+        check_pin(file, HEX)
     with pytest.raises(ValueError, match='is a folder'):
-        checked_path(f'{file.parent}#sha256={HEX}')
+        check_pin(file.parent, HEX)
+
+
+def test_sha256_of(tmp_path):
+    content = bytes(range(256)) * 9000  # more than one chunk
+    (tmp_path / 'x').write_bytes(content)
+    assert sha256_of(tmp_path / 'x') == hashlib.sha256(content).hexdigest()
 
 
 def test_one_changed_byte(file):
@@ -78,6 +82,8 @@ def test_folders(tmp_path):
     assert 'module' in read_checkpoint(f'{tmp_path}#sha256={digest_of(file)}')
     with pytest.raises(ValueError, match='expected'):
         read_checkpoint(f'{tmp_path}#sha256={HEX}')
+    with pytest.raises(FileNotFoundError, match='none.pth'):
+        read_checkpoint(f'{tmp_path}/none.pth#sha256={HEX}')
 
 
 def test_mmengine_takes_pins(file):
@@ -141,7 +147,7 @@ def test_tools_take_pins(tmp_path, monkeypatch, capsys):
     file = tmp_path / 'x.pth'
     torch.save({'blocks.0.norm1.weight': torch.ones(2)}, file)
     for source, target in ((HEX, 'out.pth'), (digest_of(file), 'x.pth')):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match='2'):
             convert(f'{file}#sha256={source}', tmp_path / target)
     error = capsys.readouterr().err
     assert f'expected {HEX}' in error and 'x.pth is the source itself' in error
