@@ -39,8 +39,8 @@ def method_figure(
     show_masked(first, pictures['original'], np.zeros_like(hidden), {})
     show_masked(second, pictures['original'], hidden, outlined)
     show_masked(last, pictures['student, average'], np.zeros_like(hidden), outlined)
-    _label(first, 'image', 'the tokenizer sees all patches')
-    _label(second, 'mask', f'the student sees {100 * (1 - hidden.mean()):.0f} % of them')
+    _label(first, 'image', 'seen by the tokenizer')
+    _label(second, 'mask', f'{100 * (1 - hidden.mean()):.0f} % seen by the student')
     _label(last, 'reconstruction', "from the student's predictions")
     for i, (name, choice) in enumerate(zip(COLORS, choices, strict=False)):
         axes = figure.add_subplot(grid[i, 2])

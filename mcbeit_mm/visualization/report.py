@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..cached_targets.tokenizer import CachedTokenizer
+from ..tokenizers.training.metrics import psnr
 from . import pretraining_report
 from .logs import read_scalars
 from .method import method_figure
@@ -73,11 +74,15 @@ def write_method_figure(
 ) -> Path:
     """Write `method_figure` of a pretraining run as an image file; returns its path.
 
-    Arguments as in `write_report`. ValueError if the tokenizer has no decoder.
+    Of 16 images it shows the one that the tokenizer reconstructs best. Arguments as in
+    `write_report`. ValueError if the tokenizer has no decoder.
     """
     run = load_run(work_dir, checkpoint, device or default_device(), cfg_options)
-    batches = load_batches(run, image_folder(run.cfg, data), 1)
-    method_figure(run.model, *batches[0]).savefig(out, dpi=200)
+    ((inputs, mask),) = load_batches(run, image_folder(run.cfg, data), 16)
+    tokenizer, views = run.model.tokenizer, inputs[1]
+    with torch.no_grad():
+        image = int(psnr(tokenizer.decode(tokenizer(views).argmax(dim=1)), views).argmax())
+    method_figure(run.model, inputs, mask, image).savefig(out, dpi=200)
     return out
 
 
