@@ -20,7 +20,8 @@ NONE_ON_RANK_0 = (0, 0, 0, 0, 2, 12, 3, 7)
 ADAMW = dict(type='AdamW', lr=1e-2, betas=(0.9, 0.98), weight_decay=0.05)
 CASES = dict(
     refined=dict(counts=UNEVEN, omega=0.2),
-    plain=dict(counts=UNEVEN, omega=0.0),
+    plain=dict(counts=UNEVEN, fused=False),
+    unrefined=dict(counts=UNEVEN, omega=0.0),
     hard=dict(counts=UNEVEN, omega=0.0, tau=0.0),
     one_rank_without=dict(counts=NONE_ON_RANK_0, omega=0.2),
     nothing_masked=dict(counts=[0] * 8, omega=0.2),
@@ -45,13 +46,13 @@ def part(batch, rank, world):
     return [view[mine], second[mine]], samples[mine]
 
 
-def model(omega=0.2, tau=4.0):
+def model(**head):
     """A tiny MCBEiT; the same one at every call."""
     torch.manual_seed(0)
     tokenizer = GumbelVQGANTokenizer(**{k: v for k, v in TOKENIZER.items() if k != 'type'})
     for param in tokenizer.parameters():  # its own scale gives nearly equal logits
         param.data *= 1.5
-    head = dict(type='MCBEiTHead', embed_dims=32, vocab_size=24, omega=omega, tau=tau)
+    head = dict(type='MCBEiTHead', embed_dims=32, vocab_size=24, **head)
     algorithm = tiny(head=head, target_generator=tokenizer, data_preprocessor=None)
     algorithm.head.lm_head.weight.data *= 30  # at the start every loss would be log(vocab_size)
     return algorithm.train()

@@ -11,6 +11,7 @@ from torch import nn
 
 from mcbeit_mm.backbone import MCBEiTViT
 from mcbeit_mm.head import MCBEiTHead
+from mcbeit_mm.layers.blocks import allow_recompiles
 from mcbeit_mm.layers.rel_pos import table_to_bias
 
 TINY = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
@@ -44,10 +45,11 @@ def test_golden_features(pretrain):
 
 @pytest.mark.parametrize('variant', ['', '_strong'])
 @pytest.mark.parametrize('detached', [False, True])
-def test_golden_gradients_of_every_parameter(pretrain, golden, variant, detached):
+@pytest.mark.parametrize('fused', [True, False])
+def test_golden_gradients_of_every_parameter(pretrain, golden, variant, detached, fused):
     model, g = pretrain
     grads = golden(f'pretrain_grads{variant}{"_w_detached" if detached else ""}')
-    head = MCBEiTHead(g.sizes['embed_dim'], g.sizes['vocab_size'])
+    head = MCBEiTHead(g.sizes['embed_dim'], g.sizes['vocab_size'], fused=fused)
     head.multi_choice.tau, head.multi_choice.omega = float(grads['temp']), float(grads['omega'])
     head.multi_choice.detach_affinity = detached
     lm_head = {k.removeprefix('lm_head.'): v for k, v in g.group('state').items() if 'lm_head' in k}
@@ -242,15 +244,15 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize(
     'call, message',
     [
-        (lambda: tiny()(torch.randn(1, 3, 60, 64)), 'no multiple of the 16-pixel patch'),
+        (lambda: tiny()(torch.randn(1, 3, 60, 64)), 'not a multiple of the 16-pixel patch'),
         (lambda: tiny()(torch.randn(1, 3, 64, 64), torch.ones(1, 9)), 'does not fit'),
         (lambda: tiny(out_type='featmap')(torch.randn(1, 3, 64, 64), torch.ones(1, 16)), 'raw'),
         (lambda: MCBEiTViT('huge'), "'huge', expected one of"),
         (lambda: MCBEiTViT(dict(embed_dims=32)), 'lacks'),
         (lambda: tiny(rel_pos='yes'), 'rel_pos'),
         (lambda: tiny(out_type='tokens'), 'out_type'),
-        (lambda: tiny(out_indices=(0, 3)), 'outside the 3 blocks'),
-        (lambda: tiny(img_size=60), 'no multiple'),
+        (lambda: tiny(out_indices=(0, 3)), 'out of range for 3 blocks'),
+        (lambda: tiny(img_size=60), 'not a multiple'),
     ],
 )
 def test_errors_say_what_was_got(call, message):
@@ -295,11 +297,14 @@ def test_compiled_blocks_equal_plain_ones(monkeypatch):
     torch._dynamo.reset()
     settings = dict(img_size=32, drop_path_rate=0.2)
     arch = dict(TINY, num_layers=10)  # more than torch's limit of 8 versions
+    limit = torch._dynamo.config.recompile_limit
     models = [MCBEiTViT(arch, compile_blocks=compiled, **settings) for compiled in (False, True)]
+    assert torch._dynamo.config.recompile_limit == limit  # process-wide, not a constructor's to set
     models[1].load_state_dict(models[0].state_dict())
     images, mask = torch.randn(3, 3, 32, 32), torch.rand(3, 4) < 0.5
     outs = []
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+        allow_recompiles(dict(backbone=dict(arch=arch, compile_blocks=True)))
         for model in models:
             torch.manual_seed(1)
             out = model(images, mask)[-1]
@@ -312,3 +317,18 @@ def test_compiled_blocks_equal_plain_ones(monkeypatch):
         models[1].named_parameters(), models[0].parameters(), strict=True
     ):
         assert relative_error(got.grad, expected.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    'backbone, limit',
+    [
+        (dict(arch='large', compile_blocks=True), 96),
+        (dict(arch=dict(TINY, num_layers=1), compile_blocks=True), 8),
+        (dict(arch='large'), 8),
+        (None, 8),
+    ],
+)
+def test_recompile_limit_is_raised_for_compiled_blocks_only(backbone, limit):
+    with torch._dynamo.config.patch(recompile_limit=8):
+        allow_recompiles(dict(backbone=backbone))
+        assert torch._dynamo.config.recompile_limit == limit
