@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import PatchEmbed, calculate_drop_path_rates
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers.blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
+from .layers.blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_blocks
 from .layers.rel_pos import Grid, KeptBiases, num_table_rows, table_to_bias
 from .weights.fitting import PretrainedMixin, adapt_on_load
 from .weights.positions import fit_vit, stretch_pos_embed
@@ -92,10 +92,7 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, dims)) if abs_pos else None
         shared = rel_pos == 'shared'
         self.rel_pos_bias = RelativePositionTable(self.grid, sizes['num_heads']) if shared else None
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.num_layers)
-        self.blocks = nn.ModuleList(
-            make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
-        )
+        self.blocks = make_blocks(sizes, drop_path_rate, layer_scale_init_value)
         if rel_pos == 'per_block':
             for block in self.blocks:
                 table = torch.zeros(num_table_rows(self.grid), sizes['num_heads'])

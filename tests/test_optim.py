@@ -225,7 +225,7 @@ def test_schedule_scales_with_each_group_and_resumes():
 @pytest.mark.parametrize('kwargs', [dict(warmup=20, end=10), dict(warmup=1)])
 def test_schedule_refuses_impossible_lengths(kwargs):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(ValueError, match='warmup must lie in'):
+    with pytest.raises(ValueError, match='warmup must be in'):
         WarmupCosineLR(optimizer, **kwargs)
 
 

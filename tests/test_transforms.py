@@ -120,7 +120,7 @@ def test_grey_borders_and_tiny_images_do_not_fail():
     ],
 )
 def test_views_refuse_wrong_settings(kwargs):
-    with pytest.raises(ValueError, match='expected one of|ranges|must lie in'):
+    with pytest.raises(ValueError, match='expected one of|ranges|must be in'):
         TwoViewRandomResizedCrop(**kwargs)
 
 
@@ -207,5 +207,5 @@ def test_block_mask_stops_where_no_block_fits():
     ],
 )
 def test_masks_refuse_wrong_settings(build):
-    with pytest.raises(ValueError, match='must lie in'):
+    with pytest.raises(ValueError, match='must be in'):
         build()

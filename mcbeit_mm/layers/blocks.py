@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates
 from timm.models.beit import Attention, Block
 from torch import Tensor, nn
 
@@ -37,20 +38,23 @@ class BiasedAttention(Attention):
         return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
 
 
-def make_block(sizes: dict, drop_path: float, layer_scale: float) -> Block:
-    """Build timm's BEiT block with `BiasedAttention`."""
+def make_blocks(sizes: dict, drop_path_rate: float, layer_scale: float) -> nn.ModuleList:
+    """Build timm's BEiT blocks with `BiasedAttention`; drop path grows linearly with depth."""
     dims, num_heads = sizes['embed_dims'], sizes['num_heads']
-    block = Block(
-        dims,
-        num_heads,
-        qkv_bias=True,
-        mlp_ratio=sizes['feedforward_channels'] / dims,
-        drop_path=drop_path,
-        init_values=layer_scale or None,
-        norm_layer=LayerNorm,
-    )
-    block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
-    return block
+    blocks = nn.ModuleList()
+    for rate in calculate_drop_path_rates(drop_path_rate, sizes['num_layers']):
+        block = Block(
+            dims,
+            num_heads,
+            qkv_bias=True,
+            mlp_ratio=sizes['feedforward_channels'] / dims,
+            drop_path=rate,
+            init_values=layer_scale or None,
+            norm_layer=LayerNorm,
+        )
+        block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
+        blocks.append(block)
+    return blocks
 
 
 @torch.no_grad()
