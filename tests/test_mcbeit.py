@@ -57,9 +57,9 @@ def trained(dtype=None, steps=3, **head):
         head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=37, **head),
         target_generator=dict(TOKENIZER, n_embed=37),
     ).train()
-    for param in model.tokenizer.parameters():  # at their own scale all codes are equally likely
+    for param in model.tokenizer.parameters():  # otherwise all codes are equally likely
         param.data *= 1.5
-    model.head.lm_head.weight.data *= 30  # at its own scale the loss is log(vocab_size)
+    model.head.lm_head.weight.data *= 30  # otherwise the loss is log(vocab_size)
     views = [torch.randn(4, 3, 48, 80), torch.rand(4, 3, 24, 40)]
     masks = [torch.rand(15).argsort().view(3, 5) < count for count in (2, 15, 0, 7)]
     samples = [DataSample().set_mask(mask) for mask in masks]
@@ -76,9 +76,9 @@ def trained(dtype=None, steps=3, **head):
     return history
 
 
-# fp32: the loss to 1e-5 and every gradient to the 1e-4 of the parity tests, for rounding errors
-# grow from step to step. bf16: both paths round the same products, though in other sums, and one
-# rounding is 2^-9; the loss is a mean of 24 values, a gradient has passed ten products or so.
+# fp32: rounding errors grow from step to step, so gradients get the 1e-4 of the parity tests. bf16:
+# the paths sum the same rounded products in another order. One rounding is 2^-9 = 0.2 %; the loss
+# averages 24 patches, a gradient accumulates about ten roundings through the layers.
 @pytest.mark.parametrize(
     'dtype, loss_bound, grad_bound', [(None, 1e-5, 1e-4), (torch.bfloat16, 1e-3, 2e-2)]
 )
@@ -90,13 +90,13 @@ def test_fused_and_plain_loss_train_alike(dtype, loss_bound, grad_bound):
         assert grads.keys() == expected_grads.keys()
         for name, grad in expected_grads.items():
             assert relative_norm(grads[name], grad) <= grad_bound, name
-    # A loss without one of its gradients does not pass.
+    # The bounds would catch a missing gradient through the affinity.
     _, other = trained(dtype, steps=1, fused=False, detach_affinity=True)[0]
     errors = {name: relative_norm(other[name], grad) for name, grad in plain[0][1].items()}
     assert max(errors.values()) > 2 * grad_bound
 
 
-def test_tokenizer_is_no_part_of_the_model():
+def test_tokenizer_is_not_a_submodule():
     model = tiny()
     names = [*model.state_dict(), *(n for n, _ in model.named_parameters())]
     names += [n for n, _ in model.named_modules()]
@@ -124,7 +124,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_train_step_through_the_preprocessor_uses_both_normalisations():
+def test_train_step_through_the_preprocessor_uses_both_normalizations():
     model = tiny()
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     small = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
@@ -145,7 +145,7 @@ def test_vocabularies_must_agree():
         tiny(head=dict(type='MCBEiTHead', embed_dims=32, vocab_size=8192))
 
 
-def test_vocabulary_may_be_the_tokenizers():
+def test_vocab_size_defaults_to_the_tokenizers():
     head = ConfigDict(type='MCBEiTHead', embed_dims=32, vocab_size=None)
     model = tiny(head=head)
     assert model.head.vocab_size == len(model.head.lm_head.weight) == 24

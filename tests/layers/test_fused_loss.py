@@ -15,8 +15,8 @@ from mcbeit_mm.losses import MultiChoiceLoss, multi_choice_loss
 @pytest.mark.parametrize(
     'grid, dims, vocab_size, counts',
     [
-        ((3, 5), 7, 65, (4,)),  # one image, a vocabulary that is no multiple of 64
-        ((2, 3), 5, 13, (0, 6, 2)),  # an image without masked patches, one of nothing else
+        ((3, 5), 7, 65, (4,)),  # one image, vocab_size not a multiple of 64
+        ((2, 3), 5, 13, (0, 6, 2)),  # one image fully visible, one fully masked
         ((4, 4), 8, 130, (9, 9, 9, 9)),  # equal counts, as RandomPatchMask makes them
         ((1, 4), 3, 2, (4, 4, 4, 4, 4)),
     ],
@@ -62,13 +62,13 @@ def test_without_gradients_none_are_computed():
         assert torch.equal(terms[name], expected)
 
 
-# Of 8 mantissa bits a product keeps 2^-9 = 2e-3; of fp16's 11 bits 2^-12 = 2.4e-4. The gradient is
-# a difference of probabilities, so it loses a few times more.
+# Bounds of loss and gradients. One rounding is 2^-9 = 2e-3 in bf16 and 2^-12 = 2.4e-4 in fp16; a
+# gradient is a difference of probabilities, whose error is a few times larger.
 HALF = {torch.bfloat16: (5e-3, 2e-2), torch.float16: (1e-3, 4e-3)}
 
 
 @pytest.mark.parametrize('dtype', HALF)
-@pytest.mark.parametrize('mix', ['exact', 'fp16'])  # what a CPU and what CUDA takes
+@pytest.mark.parametrize('mix', ['exact', 'fp16'])  # as on CPU and on CUDA
 def test_half_precision_stays_within_bounds_of_fp64(dtype, mix):
     exact = loss_inputs((7, 7), 64, 1000, (20, 37, 49))
     expected = with_gradients(exact, fused=False)
@@ -83,7 +83,7 @@ def test_half_precision_stays_within_bounds_of_fp64(dtype, mix):
 
 
 def compare(got, expected, loss_bound, grad_bound):
-    """Relative bounds of the loss and its lower bound, and of each gradient's norm."""
+    """Compare loss, target entropy and the norm of each gradient's error."""
     for name in ('loss', 'target_entropy'):
         value = expected[0][name]
         assert abs(got[0][name].cpu() - value) <= loss_bound * value
