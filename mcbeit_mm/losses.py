@@ -1,7 +1,7 @@
 """Features + token logits + mask -> soft cross-entropy on the masked patches.
 
 `plain_sums` is the paper's equation. `layers.fused_loss`, the default, computes the same values and
-gradients with less time and memory. The mean runs over all masked patches of the batch, in
+gradients in less time and memory. The mean is taken over all masked patches of the batch, in
 distributed training over those of all ranks (`patches_per_rank`).
 Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
 """

@@ -72,13 +72,13 @@ class Precision(NamedTuple):
 
     @classmethod
     def of(cls, feats: Tensor, weight: Tensor) -> 'Precision':
-        """Follow autocast, else the inputs; half precision on CUDA mixes in fp16, for its bits."""
+        """Follow autocast, else the inputs."""
         kind = feats.device.type
         compute = torch.promote_types(feats.dtype, weight.dtype)
         if torch.is_autocast_enabled(kind):
             compute = torch.get_autocast_dtype(kind)
         exact = torch.promote_types(compute, torch.float32)
-        half = compute != exact and kind == 'cuda'
+        half = compute != exact and kind == 'cuda'  # fp16 has 3 more bits than bf16
         return cls(compute, torch.float16 if half else exact, exact)
 
 
