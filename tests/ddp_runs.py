@@ -1,4 +1,4 @@
-"""Runs of a tiny MCBEiT in one or several processes, which import this module by name."""
+"""Runs of a tiny MCBEiT in one process or several."""
 
 import os
 import socket
@@ -135,8 +135,6 @@ def on_ranks(world, folder, work):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    # The fork server imports the package once.
-    mp.get_context('forkserver').set_forkserver_preload(['mcbeit_mm'])
     args = (world, port, str(folder), work)
-    mp.start_processes(one_rank, args, nprocs=world, start_method='forkserver')
+    mp.start_processes(one_rank, args, nprocs=world, start_method='fork')
     return [torch.load(f'{folder}/{rank}.pt') for rank in range(world)]
