@@ -243,9 +243,7 @@ def test_real_folder_through_mmpretrain(folder, tmp_path):
         dict(type='RandomPatchMask', grid_size=2),
     ]
     assert TRANSFORMS.get('LoadCheckedImage')
-    inner = mmpretrain.datasets.CustomDataset(
-        data_root=str(root), pipeline=pipeline
-    )
+    inner = mmpretrain.datasets.CustomDataset(data_root=str(root), pipeline=pipeline)
     assert DATASETS.get('SeededDataset') is SeededDataset
     runs = []
     for workers in (0, 2):

@@ -237,7 +237,7 @@ def test_a_jpeg_followed_by_a_video():
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'not an image'),
         (b'\xff\xd8\xff\xd9', 'not an image'),
         (png_header(60000, 60000), 'too many pixels: more than Pillow decodes'),
-        (png_header(10000, 10000), f'too many pixels: 10000 x 10000, expected at most {MAX_PIXELS}'),
+        (png_header(10000, 10000), f'10000 x 10000, expected at most {MAX_PIXELS}'),
         (png_header(0, 10), 'damaged|not an image'),
     ],
     ids=['empty', 'text', 'eps', 'bare jpeg', 'bomb', 'large', 'no width'],
