@@ -78,7 +78,7 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image = open_image(BytesIO(data), max_pixels)
     if image.format in JPEG and not (data.endswith(JPEG_END) or _jpeg_ends(data)):
         raise BadImageError('truncated image: no JPEG end marker')
-    if image.format == 'PNG' and PNG_END not in data:
+    if image.format == 'PNG' and data.rfind(PNG_END) < 0:
         raise BadImageError('truncated image: no PNG end chunk')
     return image
 

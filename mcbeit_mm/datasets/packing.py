@@ -35,8 +35,8 @@ def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: 
     if not folder.is_dir():
         raise FileNotFoundError(f'no folder {folder}')
     out.mkdir(parents=True, exist_ok=True)
-    leftovers = list(out.iterdir())
-    if any(file.suffix != '.tar' for file in leftovers):
+    leftovers = set(out.iterdir())
+    if leftovers - {out / f'{number:06}.tar' for number in range(len(leftovers))}:
         raise FileExistsError(f'{out} holds other files: choose an empty folder')
     for leftover in leftovers:
         leftover.unlink()

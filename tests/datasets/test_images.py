@@ -44,7 +44,7 @@ def bgr(rgb):
     return np.asarray(rgb)[:, :, ::-1]
 
 
-def turned():
+def rotated():
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(pixels(), 'JPEG', exif=exif)
@@ -64,7 +64,7 @@ ORDINARY = {
     'restart markers': encoded(pixels(), 'JPEG', restart_marker_rows=1),
     'gray jpeg': encoded(pixels()[..., 0], 'JPEG'),
     'cmyk': encoded(Image.fromarray(pixels()).convert('CMYK'), 'JPEG'),
-    'turned': turned(),
+    'rotated': rotated(),
     'preview': with_preview(),
     'bytes after the end': encoded(pixels(), 'JPEG') + b'\x00' * 99 + b'garbage',
     'png': encoded(pixels(), 'PNG'),
@@ -104,8 +104,8 @@ def test_ordinary_images_are_bit_equal_to_mmcv(tmp_path, data):
 
 
 def test_exif_rotation_is_applied():
-    assert read_image(turned()).shape == (WIDTH, HEIGHT, 3)
-    assert read_image(turned(), 'color_ignore_orientation').shape == (HEIGHT, WIDTH, 3)
+    assert read_image(rotated()).shape == (WIDTH, HEIGHT, 3)
+    assert read_image(rotated(), 'color_ignore_orientation').shape == (HEIGHT, WIDTH, 3)
 
 
 def test_cmyk_as_adobe_stores_it_inverted():
@@ -146,7 +146,7 @@ def test_images_of_unknown_range_are_refused(dtype):
         read_image(data)
 
 
-def test_transparent_pixels_show_the_color_beneath():
+def test_transparent_pixels_keep_their_color():
     image = pixels(4)
     image[:, :20, 3] = 0
     for kind, options in (('PNG', {}), ('WEBP', dict(lossless=True, exact=True))):
@@ -268,7 +268,7 @@ def test_max_pixels_is_an_argument(tmp_path):
     assert LoadCheckedImage(max_pixels=limit)(dict(img_path=str(path)))['img'].size == 3 * limit
     with pytest.raises(BadImageError, match=f'{path}: too many pixels: {WIDTH} x {HEIGHT}'):
         LoadCheckedImage(max_pixels=limit - 1)(dict(img_path=str(path)))
-    with pytest.raises(BadImageError, match=str(path)):  # each call checks, whatever came before
+    with pytest.raises(BadImageError, match=str(path)):  # every call checks
         LoadCheckedImage(max_pixels=limit - 1)(dict(img_path=str(path)))
 
 
@@ -413,7 +413,7 @@ def test_other_formats_keep_their_size(color_type):
             assert np.array_equal(got, read_image(data, color_type)), name
 
 
-@pytest.mark.parametrize('data', [detailed(), oriented(6)], ids=['upright', 'turned'])
+@pytest.mark.parametrize('data', [detailed(), oriented(6)], ids=['upright', 'rotated'])
 def test_unchanged_and_small_images_are_read_as_before(data):
     whole = read_image(data, 'unchanged')
     assert np.array_equal(read_image(data, 'unchanged', enough_pixels=1), whole)

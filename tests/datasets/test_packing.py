@@ -66,6 +66,10 @@ def test_unfinished_packs_are_written_anew_and_others_kept(folder, tmp_path):
     with pytest.raises(FileExistsError, match='holds other files'):
         pack_images(folder, out)
     (out / shards.INDEX).unlink()
+    (out / 'n01.tar').touch()  # not from an unfinished pack
+    with pytest.raises(FileExistsError, match='holds other files'):
+        pack_images(folder, out)
+    (out / 'n01.tar').unlink()
     pack_images(folder, out)
     assert [file.name for file in out.glob('*.tar')] == ['000000.tar']
     with pytest.raises(FileNotFoundError, match='no folder'):

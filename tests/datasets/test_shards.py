@@ -189,14 +189,14 @@ def with_place(pack, **values):
 
 
 @pytest.mark.parametrize('size', [0, 1, 4999, 5001, 10**15])
-def test_sizes_that_lie_are_refused(zipped, size):
+def test_wrong_sizes_are_refused(zipped, size):
     assert Pack(zipped).read('a/x.jpg') == bytes(5000)
-    crc = zlib.crc32(bytes(min(size, 5000)))  # that of the bytes a careless reader would return
+    crc = zlib.crc32(bytes(min(size, 5000)))  # of the bytes that a careless reader would return
     with pytest.raises(OSError, match='CRC-32 mismatch in .*a.zip'):
         with_place(zipped, size=size, crc=crc).read('a/x.jpg')
 
 
-def test_inflating_stops_behind_the_size(zipped):
+def test_inflating_stops_after_the_size(zipped):
     """100 MiB of zeros that state 10 bytes."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = packer.compress(bytes(100 * 2**20)) + packer.flush()

@@ -51,21 +51,12 @@ def check_imagenet(
     """
     root, report = Path(root), Report()
     order = Path(label_order).read_text().split() if label_order else None
-    found: dict[str, list[str]] = {}
-    samples: dict[str, Samples] = {}
-    names: dict[str, Names] = {}
+    found, samples, names = {}, {}, {}
     for split, file in zip(SPLITS, (train_list, val_list), strict=True):
-        if not _find_split(root, split, report):
-            continue
-        found[split] = list_images(root / split, report)
-        if file:
-            samples[split] = read_list(root / file)
-            _check_list(split, samples[split], found[split], report)
-        else:
-            _check_folders(root / split, found[split], report)
-            samples[split] = _label_by_folder(found[split])
-        names[split] = _name_labels(samples[split], order, split, report)
-        if samples[split]:
+        if _find_split(root, split, report):
+            found[split] = list_images(root / split, report)
+            samples[split] = _label_images(root, split, file, found[split], report)
+            names[split] = _name_labels(samples[split], order, split, report)
             _check_classes(split, samples[split], names[split], classes, report)
     if all(map(names.get, SPLITS)):
         _compare_splits(*names.values(), report)
@@ -95,8 +86,15 @@ def _class_of(path: str) -> str | None:
     return path.split('/')[0] if '/' in path else None
 
 
-def _label_by_folder(images: list[str]) -> Samples:
-    """Label images by their class folder in sorted order, as mmpretrain's CustomDataset."""
+def _label_images(
+    root: Path, split: str, file: str | None, images: list[str], report: Report
+) -> Samples:
+    """Label images by a list, or by class folders in sorted order as mmpretrain's CustomDataset."""
+    if file:
+        samples = read_list(root / file)
+        _check_list(split, samples, images, report)
+        return samples
+    _check_folders(root / split, images, report)
     inside = [name for name in images if '/' in name]
     index = {name: i for i, name in enumerate(sorted({_class_of(name) for name in inside}))}
     return [(name, index[_class_of(name)]) for name in inside]
@@ -114,7 +112,7 @@ def _check_folders(folder: Path, images: list[str], report: Report) -> None:
             f'of the development kit), or give a list of "path label" lines (--{split}-list)'
         )
     elif flat:
-        report.note(f'image beside the class folders of {split}/: skipped', *flat)
+        report.note(f'image outside the class folders of {split}/: skipped', *flat)
     for name in sorted(classes - {_class_of(name) for name in images}):
         report.error(
             'class folder without images (it takes a label: fill it or delete it)',
@@ -164,6 +162,8 @@ def _name_labels(samples: Samples, order: list[str] | None, split: str, report: 
 def _check_classes(
     split: str, samples: Samples, names: Names, expected: int | None, report: Report
 ) -> None:
+    if not samples:
+        return
     counts = Counter(label for _, label in samples)
     values = counts.values()
     line = (
@@ -173,24 +173,30 @@ def _check_classes(
     if len(counts) <= 20:
         line += ': ' + ', '.join(f'{names[i] or i} {counts[i]}' for i in sorted(counts))
     report.facts.append(line)
-    wordnet = all(name == '' or WORDNET_ID.fullmatch(name) for name in names.values())
-    imagenet = expected is None and 500 < len(names) <= 1000 and wordnet
-    expected = 1000 if imagenet else expected
-    if expected and len(names) != expected:
-        report.error(f'{split}: {len(names)} classes, expected {expected} (--classes)')
-    if imagenet and len(samples) != IMAGENET[split]:
-        report.error(f'{split}: {len(samples)} images, ImageNet-1k has {IMAGENET[split]}')
-    if expected is None and len(names) != 1000 and split == 'train':
-        report.note(
-            f'{len(names)} classes, not 1,000: use an imagefolder config with '
-            f'MCBEIT_CLASSES={len(names)}'
-        )
     in_order = [names[label] for label in sorted(names)]
     if '' not in in_order and in_order != sorted(in_order):
         report.note(
             f'{split}: the labels are not in sorted order of the class names. Training and '
             'testing with the same lists is fine. A head belongs to one order: sort a released '
             'one by tools/convert_checkpoint.py --label-order, the lists by --write-lists'
+        )
+    _check_numbers(split, names, len(samples), expected, report)
+
+
+def _check_numbers(
+    split: str, names: Names, images: int, expected: int | None, report: Report
+) -> None:
+    wordnet = all(name == '' or WORDNET_ID.fullmatch(name) for name in names.values())
+    imagenet = expected is None and 500 < len(names) <= 1000 and wordnet
+    expected = 1000 if imagenet else expected
+    if expected and len(names) != expected:
+        report.error(f'{split}: {len(names)} classes, expected {expected} (--classes)')
+    if imagenet and images != IMAGENET[split]:
+        report.error(f'{split}: {images} images, ImageNet-1k has {IMAGENET[split]}')
+    if expected is None and len(names) != 1000 and split == 'train':
+        report.note(
+            f'{len(names)} classes, not 1,000: use an imagefolder config with '
+            f'MCBEIT_CLASSES={len(names)}'
         )
 
 

@@ -17,6 +17,7 @@ NAMES = {  # split -> its name in ADE20K, in COCO
     'train': ('training', 'train2017'),
     'val': ('validation', 'val2017'),
 }
+LIMITS = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
 LAYOUTS = ('classification', 'segmentation', 'detection')
 UNFINISHED = 'unfinished'  # marks a folder that is being written
 RECIPE = 1  # increment when the images change, so that existing sets are regenerated
@@ -127,23 +128,18 @@ def make_demo_data(
 
     Args:
         out: folder of the set; missing, empty, or an earlier set.
-        train: number of training images, 10 or more.
-        val: number of validation images, 10 or more, from other digits and photograph regions.
+        train: number of training images, at least 10.
+        val: number of validation images, at least 10, from other digits and photograph regions.
         size: side of the square images in pixels, 64 to 512.
-        seed: 0 to 2**32 - 1.
-        progress: show a progress bar.
 
     Returns:
         The content of `out`/info.json, which is written last: arguments, counts, sources.
 
     Raises:
-        ValueError: an argument is out of range.
         FileExistsError: `out` holds other files.
-        ImportError: scikit-learn or scikit-image is missing.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
-    limits = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
-    for name, (low, high) in limits.items():
+    for name, (low, high) in LIMITS.items():
         if not low <= arguments[name] <= high:
             raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
     sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
