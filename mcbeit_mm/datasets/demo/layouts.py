@@ -134,9 +134,6 @@ def make_demo_data(
 
     Returns:
         The content of `out`/info.json, which is written last: arguments, counts, sources.
-
-    Raises:
-        FileExistsError: `out` holds other files.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
     for name, (low, high) in LIMITS.items():
