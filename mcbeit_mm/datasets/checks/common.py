@@ -128,7 +128,8 @@ def _notes(path: str, image: Image.Image) -> Iterator[str]:
     kind = 'JPEG' if image.format in JPEG else image.format
     if kind != Image.registered_extensions().get(Path(path).suffix.lower()):
         yield f'{kind} content under another extension (read by its content)'
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+    exif = Image.Image.getexif(image)  # PNG's own method would decode the image
+    if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
         yield ROTATED
 
 

@@ -47,6 +47,11 @@ def test_header_only_passes_truncated_files(tmp_path):
     path = tmp_path / 'a.jpg'
     path.write_bytes(jpeg()[:-200])
     assert inspect_image(str(path), fast=True).error == ''
+    picture().save(tmp_path / 'a.png')
+    data = (tmp_path / 'a.png').read_bytes()
+    (tmp_path / 'a.png').write_bytes(data[:-200])
+    assert inspect_image(str(tmp_path / 'a.png'), fast=True).error == ''
+    assert inspect_image(str(tmp_path / 'a.png')).error.startswith('truncated image')
 
 
 def test_broken_link(tmp_path):
