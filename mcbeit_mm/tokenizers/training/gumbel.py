@@ -59,9 +59,8 @@ class GumbelVQGANTrainer(VQGANTrainer):
 
     def current_kl_weight(self) -> float:
         """Return the KL weight of the current iteration."""
-        if isinstance(self.kl_weight, (int, float)):
-            return self.kl_weight
-        start, end = self.kl_weight
+        weight = self.kl_weight
+        start, end = (weight, weight) if isinstance(weight, (int, float)) else weight
         return start + (end - start) * self.progress()
 
     def quantize(self, latents: Tensor) -> Quantized:

@@ -44,7 +44,7 @@ class PerceptualLoss(nn.Module):
         lpips_weights: str | os.PathLike | None = None,
     ):
         super().__init__()
-        from torchmetrics.functional.image import lpips  # takes a second: not at module level
+        from torchmetrics.functional.image import lpips  # slow to import
 
         if lpips_weights is None:
             lpips_weights = Path(lpips.__file__).parent / 'lpips_models' / 'vgg.pth'
