@@ -93,10 +93,9 @@ def load_weights(
     sizes: Sequence[str] = SIZES,
     read: Callable[[Path], dict[str, Tensor]] = read_weights,
 ) -> bool:
-    """Load a weight file into `model`; return False if it has no decoder weights.
+    """Load a weight file, if given, into `model`; return False if it has no decoder weights.
 
-    Without a file, the weights stay random. Tensors that the model lacks (losses, discriminator)
-    are ignored.
+    Tensors that the model lacks (losses, discriminator) are ignored.
 
     Args:
         decoder: name prefixes of weights that only decoding needs.
