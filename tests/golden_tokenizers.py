@@ -1,4 +1,4 @@
-"""What the tests of the tokenizers share: a tiny VQGAN and the golden ones as released folders."""
+"""Helpers for tokenizer tests: golden VQGANs as release folders."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def save_state(folder, state):
 
 
 def write_golden(folder, golden, kind):
-    """Write a golden VQGAN as a released folder, wrapped as Lightning does."""
+    """Write a golden VQGAN as a release folder with a Lightning checkpoint."""
     folder.mkdir()
     params = sizes_of(golden) | dict(kl_weight=1e-8, lossconfig=dict(target='x.DummyLoss'))
     content = dict(model=dict(target=f'taming.models.vqgan.{TARGETS[kind]}', params=params))

@@ -1,4 +1,4 @@
-"""What the tests of the trainers share: pictures that few codes suffice for, and a Runner."""
+"""Helpers for trainer tests: simple pictures that need few codes, training loops."""
 
 import torch
 from conftest import TINY_VQGAN
@@ -10,7 +10,7 @@ PREPROCESSOR = dict(type='mmpretrain.SelfSupDataPreprocessor', mean=[0.0] * 3, s
 
 
 def pictures(count):
-    """Two-colored images split at a random column."""
+    """Return two-colored images (count, 3, 16, 16), split at a random column."""
     generator = torch.Generator().manual_seed(0)
     colors = torch.rand(count, 2, 3, generator=generator)
     columns = torch.randint(4, 12, (count, 1, 1, 1), generator=generator)
@@ -37,7 +37,7 @@ def build(cls, warmup_iters=0, total_iters=100, **kwargs):
 
 
 def steps(trainer, count, lr=2e-3, batch_size=8):
-    """Train for some steps without a Runner; the losses of the last one."""
+    """Train without a Runner; return the losses of the last step."""
     images = pictures(64)
     optimizer = torch.optim.Adam(trainer.parameters(), lr=lr)
     for step in range(count):
@@ -50,7 +50,7 @@ def steps(trainer, count, lr=2e-3, batch_size=8):
 
 
 def run(trainer, work_dir, iters, **kwargs):
-    """Train by a Runner that exports to `work_dir`/tokenizer."""
+    """Train with a Runner; return the exported `work_dir`/tokenizer."""
     Runner(
         model=trainer,
         work_dir=str(work_dir),

@@ -1,4 +1,4 @@
-"""A small Gumbel VQGAN for the demo: 256 codes, 64-px views of the embedded data, on a CPU."""
+"""Small Gumbel VQGAN for the demo: 256 codes, 64-px views of the embedded data, on a CPU."""
 
 _base_ = '../tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'
 
@@ -10,7 +10,7 @@ train_dataloader = dict(
         split='all', data_root='{{$MCBEIT_DATA:data/demo/classification}}', data_prefix='train'
     )
 )
-val_dataloader = val_evaluator = val_cfg = None  # the report measures it on its own images
+val_dataloader = val_evaluator = val_cfg = None  # the report evaluates it
 param_scheduler = [dict(type='WarmupCosineLR', warmup=50, end=max_iters, by_epoch=False)]
 train_cfg = dict(max_iters=max_iters)
 default_hooks = dict(

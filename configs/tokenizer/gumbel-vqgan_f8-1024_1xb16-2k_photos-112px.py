@@ -1,4 +1,4 @@
-"""A small tokenizer of 1,024 codes for 224-px pretraining (14 x 14 patches) on your own photos."""
+"""Small Gumbel VQGAN with 1,024 codes for 224-px pretraining (14 x 14 patches)."""
 
 _base_ = [
     '../_base_/models/vqgan_f8-512.py',

@@ -1,7 +1,7 @@
-"""Train a small tokenizer on your own photos (any folder tree), for 128-px pretraining.
+"""Small Gumbel VQGAN with 512 codes for 128-px pretraining, trained on any folder of photos.
 
 MCBEIT_DATA=/path/to/photos python tools/train.py THIS_FILE --work-dir work_dirs/tok
-writes work_dirs/tok/tokenizer, which MCBEIT_TOKENIZER hands to a pretraining config.
+writes work_dirs/tok/tokenizer; set MCBEIT_TOKENIZER to it for pretraining.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
-"""The full tokenizer of the paper from your own photos: f8, 8,192 codes, 8 GPUs, fp32.
+"""Full-size Gumbel VQGAN like the paper's tokenizer: 8,192 codes, 8 GPUs, fp32.
 
-Upstream trained theirs on OpenImages; batch and length are own choices, the rest says its source.
+Upstream trained on OpenImages. Batch size and length are own choices; other sources are noted.
 """
 
 _base_ = [
@@ -12,8 +12,8 @@ _base_ = [
 model = dict(
     warmup_iters=0,
     total_iters=1_000_000,
-    temperature=(0.9, 1e-6),  # model.yaml, as the two below
-    temperature_schedule='cosine',  # LambdaWarmUpCosine without a warm-up
+    temperature=(0.9, 1e-6),  # from model.yaml, like the next two
+    temperature_schedule='cosine',  # LambdaWarmUpCosineScheduler without warm-up
     kl_weight=1e-8,
 )
 train_dataloader = dict(batch_size=8, num_workers=8)

@@ -1,6 +1,7 @@
 """Convolutional encoder and decoder shared by the VQGAN tokenizers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,10 +21,8 @@ class ResnetBlock(nn.Module):
         self.norm2 = _norm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.nin_shortcut = None
+        same = in_channels == out_channels
+        self.nin_shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``."""
@@ -52,7 +51,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 3x3 convolution padded at the right and the bottom only: H, W halve."""
+    """Stride-2 3x3 convolution, padded on the right and bottom only: halves H and W."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -64,7 +63,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour 2x upsampling and a 3x3 convolution: H, W double."""
+    """Nearest-neighbor 2x upsampling and a 3x3 convolution: doubles H and W."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -75,14 +74,43 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode='nearest'))
 
 
+@dataclass(frozen=True)
+class DDConfig:
+    """Sizes of encoder and decoder, the ``ddconfig`` of taming-transformers.
+
+    Attention is used at the levels whose nominal size, counted down from ``resolution``, is in
+    ``attn_resolutions``, whatever the actual image size. ``num_groups`` is 32 upstream.
+
+    Raises:
+        ValueError: ``double_z`` is set; it belongs to KL autoencoders.
+    """
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    attn_resolutions: Sequence[int]
+    resolution: int
+    z_channels: int
+    in_channels: int = 3
+    out_ch: int = 3
+    double_z: bool = False
+    dropout: float = 0.0
+    num_groups: int = 32
+
+    def __post_init__(self):
+        if self.double_z:
+            raise ValueError('double_z belongs to KL autoencoders; a VQGAN has double_z=False')
+
+
 class Mid(nn.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
-    def __init__(self, channels: int, dropout: float, groups: int):
+    def __init__(self, config: DDConfig):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
-        self.attn_1 = AttnBlock(channels, groups)
-        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
+        channels = config.ch * config.ch_mult[-1]
+        self.block_1 = ResnetBlock(channels, channels, config.dropout, config.num_groups)
+        self.attn_1 = AttnBlock(channels, config.num_groups)
+        self.block_2 = ResnetBlock(channels, channels, config.dropout, config.num_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -90,22 +118,26 @@ class Mid(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by its attention where there is one.
+    """Residual blocks of level i (0: full resolution), each optionally followed by attention.
 
-    Encoder levels get a ``downsample`` and decoder levels an ``upsample`` assigned by
-    their owner; the parameter names are those of taming-transformers.
+    The encoder assigns a ``downsample`` and the decoder an ``upsample``; parameter names are
+    those of taming-transformers.
     """
 
-    def __init__(self, channels: Sequence[int], with_attn: bool, dropout: float, groups: int):
+    def __init__(self, config: DDConfig, i: int, in_channels: int, num_blocks: int):
         super().__init__()
+        self.channels = config.ch * config.ch_mult[i]
         self.block = nn.ModuleList(
-            ResnetBlock(i, o, dropout, groups)
-            for i, o in zip(channels[:-1], channels[1:], strict=True)
+            ResnetBlock(width, self.channels, config.dropout, config.num_groups)
+            for width in [in_channels] + [self.channels] * (num_blocks - 1)
         )
-        self.attn = nn.ModuleList(AttnBlock(c, groups) for c in channels[1:] if with_attn)
+        with_attn = config.resolution >> i in config.attn_resolutions
+        self.attn = nn.ModuleList(
+            AttnBlock(self.channels, config.num_groups) for _ in self.block if with_attn
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W), without the change of resolution."""
+        """(B, C, H, W) -> (B, C', H, W), before the change of resolution."""
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -117,42 +149,25 @@ class Encoder(nn.Module):
     """Images (B, in_channels, H, W) -> latents (B, z_channels, H/f, W/f), f = 2^(levels - 1).
 
     Follows ``taming.modules.diffusionmodules.model`` (CompVis/taming-transformers), with its
-    parameter names. Attention sits at the levels whose nominal size, counted from
-    ``resolution``, is in ``attn_resolutions``, whatever the size of the images given later.
-    Both classes take one ``ddconfig``; ``num_groups``, 32 there, may be less for small nets.
+    parameter names.
     """
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        in_channels: int = 3,
-        out_ch: int = 3,
-        double_z: bool = False,
-        dropout: float = 0.0,
-        num_groups: int = 32,
-    ):
+    def __init__(self, config: DDConfig):
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList()
-        previous = ch
-        for i, mult in enumerate(ch_mult):
-            channels = [previous] + [ch * mult] * num_res_blocks
-            level = Level(channels, resolution >> i in attn_resolutions, dropout, num_groups)
-            previous = channels[-1]
-            level.downsample = Downsample(previous) if i + 1 < len(ch_mult) else nn.Identity()
+        channels, num_levels = config.ch, len(config.ch_mult)
+        for i in range(num_levels):
+            level = Level(config, i, channels, config.num_res_blocks)
+            channels = level.channels
+            level.downsample = Downsample(channels) if i + 1 < num_levels else nn.Identity()
             self.down.append(level)
-        self.mid = Mid(previous, dropout, num_groups)
-        self.norm_out = _norm(num_groups, previous)
-        self.conv_out = nn.Conv2d(previous, z_channels * (2 if double_z else 1), 3, padding=1)
+        self.mid = Mid(config)
+        self.norm_out = _norm(config.num_groups, channels)
+        self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images normalised to [-1, 1]."""
+        """Encode images normalized to [-1, 1]."""
         x = self.conv_in(x)
         for level in self.down:
             x = level.downsample(level(x))
@@ -162,38 +177,23 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, z_channels, h, w) -> images (B, out_ch, f*h, f*w); see :class:`Encoder`."""
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        in_channels: int = 3,
-        out_ch: int = 3,
-        double_z: bool = False,
-        dropout: float = 0.0,
-        num_groups: int = 32,
-    ):
+    def __init__(self, config: DDConfig):
         super().__init__()
-        previous = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
-        self.mid = Mid(previous, dropout, num_groups)
+        channels = config.ch * config.ch_mult[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
+        self.mid = Mid(config)
         levels = []
-        for i, mult in reversed(list(enumerate(ch_mult))):
-            channels = [previous] + [ch * mult] * (num_res_blocks + 1)
-            level = Level(channels, resolution >> i in attn_resolutions, dropout, num_groups)
-            previous = channels[-1]
-            level.upsample = Upsample(previous) if i > 0 else nn.Identity()
+        for i in reversed(range(len(config.ch_mult))):
+            level = Level(config, i, channels, config.num_res_blocks + 1)
+            channels = level.channels
+            level.upsample = Upsample(channels) if i > 0 else nn.Identity()
             levels.insert(0, level)  # up.i counts from the full resolution, like down.i
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(num_groups, previous)
-        self.conv_out = nn.Conv2d(previous, out_ch, 3, padding=1)
+        self.norm_out = _norm(config.num_groups, channels)
+        self.conv_out = nn.Conv2d(channels, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode to images whose nominal range is [-1, 1] (not clipped)."""
+        """Decode to images, nominally in [-1, 1] (not clipped)."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level.upsample(level(x))

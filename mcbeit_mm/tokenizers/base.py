@@ -1,4 +1,4 @@
-"""The contract all image tokenizers share."""
+"""Contract of all image tokenizers."""
 
 import hashlib
 import os
@@ -18,16 +18,16 @@ PRECISIONS = ('fp32', 'bf16', 'fp16')
 class Tokenizer(nn.Module):
     """Frozen image tokenizer: images in [0, 1] -> token_logits, and tokens -> images.
 
-    A subclass sets ``vocab_size`` and ``stride``, implements ``encode`` and ``decode_tokens``
-    on images in its own normalisation, and ends its constructor with :meth:`freeze`. A class
-    method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride': s}`` that reads no
-    weights lets a config be checked before it is built.
-    Parameters never require gradients, the mode is always eval, and computation is in fp32
-    also under autocast, unless `precision` says otherwise.
+    Subclasses set ``vocab_size`` and ``stride``, implement ``encode`` and ``decode_tokens`` on
+    images in their own normalization, and call :meth:`freeze` at the end of the constructor. A
+    class method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride': s}`` that reads
+    no weights allows configs to be checked before anything is built. The module is always in eval
+    mode, without gradients, and computes in fp32 also under autocast.
 
     Attributes:
-        precision: of the products in `encode`, one of PRECISIONS; the logits are fp32 anyway.
-        compiled: fuse `encode` by torch.compile.
+        precision: autocast type of `encode`, one of PRECISIONS; logits are always fp32.
+        compiled: run `encode` through torch.compile.
+        decoder_hint: what to do about a checkpoint without decoder weights (``decoder`` is None).
     """
 
     vocab_size: int
@@ -35,17 +35,18 @@ class Tokenizer(nn.Module):
     weights_file: str | os.PathLike | None = None
     precision: str = 'fp32'
     compiled: bool = False
+    decoder_hint: str = 'give a checkpoint that has them'
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return token_logits (B, V, H/stride, W/stride) of normalised images (B, 3, H, W)."""
+        """Return token_logits (B, V, H/stride, W/stride) of normalized images (B, 3, H, W)."""
         raise NotImplementedError
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
-        """Return normalised images of ids (B, h, w) or probs (B, V, h, w)."""
+        """Return normalized images of ids (B, h, w) or probs (B, V, h, w)."""
         raise NotImplementedError
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map [0, 1] to the range ``encode`` expects, here [-1, 1]."""
+        """Map [0, 1] to the range of ``encode``, by default [-1, 1]."""
         return 2 * images - 1
 
     def denormalize(self, x: Tensor) -> Tensor:
@@ -53,13 +54,13 @@ class Tokenizer(nn.Module):
         return (x + 1) / 2
 
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
-        """End construction: eval mode, no gradients; note the file the weights came from."""
+        """Disable gradients, switch to eval mode and record the source of the weights."""
         self.weights_file = weights_file
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> 'Tokenizer':
-        """Stay in eval mode whatever is asked."""
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
@@ -67,13 +68,10 @@ class Tokenizer(nn.Module):
         """Tokenize images.
 
         Args:
-            images: (B, 3, H, W) float in [0, 1]; H and W multiples of ``stride``.
+            images: float (B, 3, H, W) in [0, 1]; H and W are multiples of ``stride``.
 
         Returns:
             token_logits (B, V, H/stride, W/stride), fp32.
-
-        Raises:
-            ValueError: another shape, or integer images.
         """
         self._check_images(images)
         half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
@@ -91,26 +89,24 @@ class Tokenizer(nn.Module):
         """Reconstruct images, without sampling.
 
         Args:
-            tokens: ids (B, h, w), integer in [0, V), or probs (B, V, h, w), float.
+            tokens: integer ids (B, h, w) in [0, V), or float probs (B, V, h, w).
 
         Returns:
             Images (B, 3, h * stride, w * stride) in [0, 1], fp32.
 
         Raises:
-            ValueError: another shape or type, ids out of range, or a tokenizer without decoder.
+            ValueError: invalid tokens, or the tokenizer has no decoder.
         """
         self._check_tokens(tokens)
+        if getattr(self, 'decoder', self) is None:
+            raise ValueError(f'{self.weights_file} has no decoder weights: {self.decoder_hint}')
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
             return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
 
     @cached_property
     def identity(self) -> dict[str, str | None]:
-        """Who made these tokens: type, checkpoint path and SHA-256, computed once.
-
-        The hash is that of the weight file or, without one, of all tensors (name, dtype,
-        shape and bytes in the order of their names).
-        """
+        """Type, checkpoint path and SHA-256 of the weight file or, without one, of all tensors."""
         file = self.weights_file
         return {
             'type': type(self).__name__,
@@ -119,13 +115,14 @@ class Tokenizer(nn.Module):
         }
 
     def check_view(self, view: Tensor, patches: Sequence[int], tau: float) -> None:
-        """Raise ValueError unless a view (B, 3, H, W) has one token for each patch (h, w); `tau`,
-        the temperature of the targets, may be any.
+        """Raise ValueError unless a view (B, 3, H, W) has one token per patch (h, w).
+
+        Subclasses may also restrict `tau`, the temperature of the targets.
         """
         check_tokens(view.shape[2:], self.stride, patches)
 
     def random_view(self, batch: int, patches: Sequence[int]) -> Tensor:
-        """Random images (B, 3, h * stride, w * stride) in [0, 1], for dry runs."""
+        """Return random images (B, 3, h * stride, w * stride) in [0, 1], for dry runs."""
         return torch.rand(batch, 3, *(side * self.stride for side in patches))
 
     def _check_images(self, images: Tensor) -> None:
@@ -134,7 +131,7 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f'{type(self).__name__} takes float images (B, 3, H, W) in [0, 1] with H and W '
                 f'multiples of {self.stride}, got {images.dtype} {tuple(images.shape)}: resize the '
-                'tokenizer view, or divide 8-bit images by 255'
+                'tokenizer view, or divide uint8 images by 255'
             )
 
     def _check_tokens(self, tokens: Tensor) -> None:
@@ -155,14 +152,14 @@ class Tokenizer(nn.Module):
 
 
 def embed_tokens(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """Return latents (B, D, h, w): codebook rows (V, D) at ids, or their mean under probs."""
+    """Return latents (B, D, h, w): codes (V, D) at ids, or their mean under probs."""
     if tokens.is_floating_point():
         return torch.einsum('bvhw,vd->bdhw', tokens, codebook)
     return F.embedding(tokens, codebook).permute(0, 3, 1, 2)
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over name, dtype, shape and bytes of tensors, sorted by name."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -172,7 +169,7 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_tokens(view: Sequence[int], stride: int, patches: Sequence[int], where: str = '') -> None:
-    """Raise ValueError unless a tokenizer view (H, W) has one token for each patch (h, w)."""
+    """Raise ValueError unless a tokenizer view (H, W) has one token per patch (h, w)."""
     fitting = tuple(size * stride for size in patches)
     if tuple(view) != fitting:
         tokens = 'x'.join(f'{size / stride:g}' for size in view)
@@ -184,7 +181,7 @@ def check_tokens(view: Sequence[int], stride: int, patches: Sequence[int], where
 
 
 def check_vocab(head: int | None, tokenizer: int) -> None:
-    """Raise ValueError unless the head predicts the tokenizer's codes (None: always)."""
+    """Raise ValueError unless the head has the tokenizer's number of codes, or None."""
     if head not in (None, tokenizer):
         raise ValueError(
             f'the tokenizer has {tokenizer} codes, the head predicts {head}: set '
@@ -193,15 +190,15 @@ def check_vocab(head: int | None, tokenizer: int) -> None:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Pictures (B, H, W, 3) of images (B, 3, H, W) in [0, 1]."""
+    """Convert images (B, 3, H, W) in [0, 1] to uint8 arrays (B, H, W, 3)."""
     return (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def size_text(size: Sequence[int]) -> str:
-    """A size (H, W) as text: 16x8."""
+    """Format a size (H, W) for messages: 16x8."""
     return f'{size[0]}x{size[1]}'
 
 
 def size_argument(size: Sequence[int]) -> str:
-    """A size (H, W) as one writes it in a config: 16, or (16, 8)."""
+    """Format a size (H, W) for configs: 16, or (16, 8)."""
     return str(size[0]) if size[0] == size[1] else f'({size[0]}, {size[1]})'

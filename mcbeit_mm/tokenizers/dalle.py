@@ -1,4 +1,4 @@
-"""DALL-E's discrete VAE, the tokenizer of BEiT."""
+"""Discrete VAE of DALL-E, the tokenizer of BEiT."""
 
 import os
 from collections import OrderedDict
@@ -8,28 +8,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..fileio.pins import check_pin, split_pin
-from ..weights.reading import read_checkpoint, state_dict_of
 from .base import Tokenizer, embed_tokens
-from .release import load_weights
+from .release import find_weights, load_weights, read_weights
 
-EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images lie in [EPS, 1 - EPS]
+EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images are in [EPS, 1 - EPS]
 GROUPS = 4  # group_count of dall_e/encoder.py; the resolution changes between them
 DECODER_INIT = 128  # n_init of dall_e/decoder.py
 ENCODER_KERNELS = (3, 3, 3, 1)
 DECODER_KERNELS = (1, 3, 3, 3)
-HOW_TO_GET_ONE = (
-    'download https://cdn.openai.com/dall-e/encoder.pkl and, to see reconstructions, decoder.pkl '
-    'from beside it into one folder, and give that'
+HINT = (
+    'download https://cdn.openai.com/dall-e/encoder.pkl and, for reconstructions, decoder.pkl from '
+    'the same place into one folder, and give that folder'
 )
 
 
 class Conv(nn.Module):
-    """Same-padded convolution whose parameters are named w (C', C, k, k) and b (C',)."""
+    """Same-padded convolution with parameters w (C', C, k, k) and b (C',)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
         super().__init__()
@@ -43,9 +40,9 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """Shortcut plus ``gain`` times four pre-activated convolutions: (B, C, H, W) -> (B, C', H, W).
+    """Residual block of four pre-activated convolutions: (B, C, H, W) -> (B, C', H, W).
 
-    They are a quarter as wide as the output.
+    The inner ones have a quarter of the output channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernels: Sequence[int], gain: float):
@@ -66,13 +63,13 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A convolution, four groups of blocks, a 1x1 convolution; the resolution changes thrice.
+    """Convolution, four groups of blocks, 1x1 convolution; encoder and decoder alike.
 
     Args:
         widths: channels after the first convolution and after each group.
-        kernel: size of the first convolution.
-        block_kernels: sizes of the four convolutions of a block.
-        resize: what follows the groups 1 to 3.
+        kernel: kernel size of the first convolution.
+        block_kernels: kernel sizes of the four convolutions of a block.
+        resize: module between groups.
     """
 
     def __init__(
@@ -109,24 +106,22 @@ class Trunk(nn.Module):
 class DALLETokenizer(Tokenizer):
     """Frozen discrete VAE of DALL-E (arXiv 2102.12092), 8 pixels per token.
 
-    Follows ``dall_e`` (openai/DALL-E), with its parameter names, but in fp32: there, and so in
-    the authors' pretraining, all convolutions except the one that gives the logits run in fp16
-    on CUDA.
+    Follows ``dall_e`` (openai/DALL-E), with its parameter names, but in fp32. Upstream, and so in
+    the authors' pretraining, all convolutions but the last run in fp16 on CUDA.
 
     Args:
-        n_hid: width of the encoder at full resolution.
+        n_hid: channels of the encoder at full resolution.
         vocab_size: number of tokens V.
-        checkpoint: folder with ``encoder.pkl`` and, for reconstructions, ``decoder.pkl`` as OpenAI
-            released them (nothing in them is executed), a file of the encoder alone, such as
-            OpenMMLab's ``dalle_encoder.pth``, or a state dict of ``encoder.*`` and ``decoder.*``.
-            Without it the weights are random.
+        checkpoint: folder with OpenAI's ``encoder.pkl`` and, to decode, ``decoder.pkl``;
+            OpenMMLab's ``dalle_encoder.pth``; or a state dict. None gives random weights.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without ``encoder.pkl``.
-        ValueError: the weights cannot be read, or do not fit the sizes.
+        ValueError: the weights cannot be read or do not fit the sizes.
     """
 
     stride = 2 ** (GROUPS - 1)
+    decoder_hint = 'put decoder.pkl beside encoder.pkl'
 
     def __init__(
         self,
@@ -136,7 +131,7 @@ class DALLETokenizer(Tokenizer):
         checkpoint: str | os.PathLike | None = None,
     ):
         super().__init__()
-        file, weights = _read_weights(checkpoint)
+        file = find_weights(checkpoint, ('encoder.pkl',), HINT)
         self.vocab_size = vocab_size
         widths = [n_hid, n_hid, 2 * n_hid, 4 * n_hid, 8 * n_hid]
         self.encoder = Trunk(
@@ -144,13 +139,10 @@ class DALLETokenizer(Tokenizer):
         )
         widths = [DECODER_INIT, *widths[:0:-1]]
         up = nn.Upsample(scale_factor=2, mode='nearest')
-        # 6 channels: means and log-scales of the logit-Laplace distribution, of which only the
-        # means make an image
+        # 6 channels: means and log-scales of the logit-Laplace distribution; images are the means
         self.decoder = Trunk(vocab_size, widths, 6, 1, DECODER_KERNELS, n_blk_per_group, up)
         sizes = ('n_hid', 'n_blk_per_group', 'vocab_size')
-        if file is None:
-            print_log(f'{type(self).__name__}: no checkpoint, random weights', 'current')
-        elif not load_weights(self, weights, Path(checkpoint), ('decoder.',), sizes):
+        if not load_weights(self, file, ('decoder.',), sizes, _read):
             self.decoder = None
         self.freeze(file)
 
@@ -158,12 +150,12 @@ class DALLETokenizer(Tokenizer):
     def geometry(
         cls, vocab_size: int = 8192, checkpoint: str | os.PathLike | None = None, **config: Any
     ) -> dict[str, int]:
-        """Return vocab_size and stride for constructor arguments, without reading weights."""
-        _find_encoder(checkpoint)
+        """Return vocab_size and stride for constructor arguments without reading weights."""
+        find_weights(checkpoint, ('encoder.pkl',), HINT)
         return {'vocab_size': vocab_size, 'stride': cls.stride}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map [0, 1] to [0.1, 0.9], ``map_pixels`` there."""
+        """Map [0, 1] to [0.1, 0.9] (``map_pixels`` upstream)."""
         return (1 - 2 * EPS) * images + EPS
 
     def denormalize(self, x: Tensor) -> Tensor:
@@ -175,51 +167,21 @@ class DALLETokenizer(Tokenizer):
         return self.encoder(x)
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
-        """Return images, in (0, 1), nominally in [0.1, 0.9], of ids (B, h, w) or probs."""
-        if self.decoder is None:
-            raise ValueError(
-                f'{self.weights_file} holds no decoder weights: it can only tokenize; put '
-                'decoder.pkl beside encoder.pkl and give the folder'
-            )
+        """Return images in (0, 1), nominally in [0.1, 0.9], of ids (B, h, w) or probs."""
         blocks = self.decoder.blocks
         codebook = blocks.input.w.flatten(1).t()  # a 1x1 convolution of one-hot tokens
         x = embed_tokens(tokens, codebook) + blocks.input.b[:, None, None]
         return blocks[1:](x)[:, :3].sigmoid()
 
 
-def _find_encoder(checkpoint: str | os.PathLike | None) -> Path | None:
-    """Return the file that makes the tokens; a pin is that of this file, also for a folder."""
-    if checkpoint is None:
-        return None
-    name, pin = split_pin(checkpoint)
-    checkpoint = Path(name)
-    if not checkpoint.exists():
-        raise FileNotFoundError(f'No tokenizer at {checkpoint}: {HOW_TO_GET_ONE}')
-    if not checkpoint.is_dir():
-        return check_pin(checkpoint, pin)
-    if not (checkpoint / 'encoder.pkl').is_file():
-        raise FileNotFoundError(
-            f'{checkpoint} has no encoder.pkl (it holds '
-            f'{sorted(os.listdir(checkpoint))[:10]}): {HOW_TO_GET_ONE}'
-        )
-    return check_pin(checkpoint / 'encoder.pkl', pin)
-
-
-def _read_weights(
-    checkpoint: str | os.PathLike | None,
-) -> tuple[Path | None, dict[str, Tensor]]:
-    """Return the file that makes the tokens, and all weights, as encoder.* and decoder.*."""
-    file = _find_encoder(checkpoint)
-    if file is None:
-        return None, {}
-    weights = _prefixed(state_dict_of(read_checkpoint(file)), 'encoder.')
-    folder = Path(split_pin(checkpoint)[0])
-    decoder = folder / 'decoder.pkl'
-    if folder.is_dir() and decoder.is_file():
-        weights |= _prefixed(state_dict_of(read_checkpoint(decoder)), 'decoder.')
-    return file, weights
+def _read(file: Path) -> dict[str, Tensor]:
+    """Return the weights of a file; with encoder.pkl also those of decoder.pkl beside it."""
+    weights = _prefixed(read_weights(file), 'encoder.')
+    decoder = file.with_name('decoder.pkl')
+    if file.name == 'encoder.pkl' and decoder.is_file():
+        weights |= _prefixed(read_weights(decoder), 'decoder.')
+    return weights
 
 
 def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Name the weights of one half of the network as parts of the whole."""
     return {f'{prefix}{k}' if k.startswith('blocks.') else k: v for k, v in weights.items()}

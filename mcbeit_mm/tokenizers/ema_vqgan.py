@@ -1,4 +1,4 @@
-"""VQGAN with nearest-neighbour codes that follow a moving average of the latents."""
+"""VQGAN with nearest-neighbor codes, updated by moving averages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,41 +10,26 @@ from torch import Tensor, nn
 from .vqgan import VQGAN, VQGANTokenizer
 
 
-class EMACodebook(nn.Module):
-    """The codes and the statistics they are means of; the optimizer leaves all three alone.
-
-    ``embedding.weight`` (V, D) is ``embed_avg`` (V, D) over the smoothed ``cluster_size`` (V,).
-    """
-
-    def __init__(self, n_embed: int, embed_dim: int):
-        super().__init__()
-        codes = torch.randn(n_embed, embed_dim)
-        self.embedding = nn.ParameterDict(
-            {
-                'weight': nn.Parameter(codes, requires_grad=False),
-                'cluster_size': nn.Parameter(torch.zeros(n_embed), requires_grad=False),
-                'embed_avg': nn.Parameter(codes.clone(), requires_grad=False),
-            }
-        )
-
-
 class EMAVQGAN(VQGAN):
-    """VQGAN whose codes are the nearest ones; ``taming.models.vqgan.EMAVQ``.
+    """VQGAN with nearest-neighbor codes, ``taming.models.vqgan.EMAVQ``.
 
-    The logits are minus the squared distances, so that the nearest code is the likeliest. The
-    authors' wrapper returns plus the distances, for which the farthest one is. Arguments and
-    errors as for :class:`VQGAN`.
+    The logits are minus the squared distances, so the nearest code is the likeliest. The authors'
+    wrapper returns plus the distances, which makes the farthest code the likeliest.
     """
 
     target = 'taming.models.vqgan.EMAVQ'
 
     def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
         super().__init__(ddconfig, n_embed, embed_dim)
-        self.quantize = EMACodebook(n_embed, embed_dim)
+        codes, counts = torch.randn(n_embed, embed_dim), torch.zeros(n_embed)
+        # weight is embed_avg over the smoothed cluster_size; none of them has a gradient.
+        tensors = dict(weight=codes, cluster_size=counts, embed_avg=codes.clone())
+        book = nn.ParameterDict(tensors).requires_grad_(False)
+        self.quantize = nn.ModuleDict({'embedding': book})
 
     @property
     def codebook(self) -> Tensor:
-        """The codes (V, D)."""
+        """Codes (V, D)."""
         return self.quantize.embedding['weight']
 
     def token_logits(self, latents: Tensor) -> Tensor:
@@ -56,4 +41,4 @@ class EMAVQGAN(VQGAN):
 
 @MODELS.register_module()
 class EMAVQGANTokenizer(VQGANTokenizer, EMAVQGAN):
-    """Frozen VQGAN with a moving-average codebook and nearest-neighbour codes."""
+    """Frozen VQGAN with nearest-neighbor codes."""

@@ -1,4 +1,4 @@
-"""Gumbel VQGAN, the tokenizer of mc-BEiT: a classifier over the codebook picks the codes."""
+"""Gumbel VQGAN, the tokenizer of mc-BEiT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,9 @@ from .vqgan import VQGAN, VQGANTokenizer
 
 
 class GumbelVQGAN(VQGAN):
-    """VQGAN whose codes are chosen by a classifier over the codebook (Gumbel-softmax).
+    """VQGAN with a classifier over the codes, ``taming.models.vqgan.GumbelVQ``.
 
-    Follows ``taming.models.vqgan.GumbelVQ`` without its sampling: what is drawn is up to the
-    caller. Arguments and errors as for :class:`VQGAN`.
+    Sampling (Gumbel-softmax) is left to the caller.
     """
 
     target = 'taming.models.vqgan.GumbelVQ'
@@ -26,7 +25,7 @@ class GumbelVQGAN(VQGAN):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes (V, D)."""
+        """Codes (V, D)."""
         return self.quantize['embed'].weight
 
     def token_logits(self, latents: Tensor) -> Tensor:
@@ -36,4 +35,4 @@ class GumbelVQGAN(VQGAN):
 
 @MODELS.register_module()
 class GumbelVQGANTokenizer(VQGANTokenizer, GumbelVQGAN):
-    """Frozen Gumbel VQGAN, such as the released vqgan_gumbel_f8 with 8192 codes."""
+    """Frozen Gumbel VQGAN, for example the released vqgan_gumbel_f8 with 8192 codes."""

@@ -1,8 +1,8 @@
-"""VQGAN weights on disk: the released folders (model.yaml and last.ckpt) and bare state dicts."""
+"""Tokenizer weights on disk: weight files of all kinds and the release folders of VQGANs."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,104 +12,124 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..fileio.pins import check_pin, split_pin
+from ..weights.reading import read_checkpoint, state_dict_of
 
 SIZES = ('ddconfig', 'n_embed', 'embed_dim')
-TOKENIZERS = {  # class in taming-transformers -> who loads it here
-    'GumbelVQ': 'GumbelVQGANTokenizer',
-    'EMAVQ': 'EMAVQGANTokenizer',
-}
 DECODER = ('decoder.', 'post_quant_conv.')
-HOW_TO_GET_ONE = (
-    'train one with a config of configs/tokenizer or configs/demo (it writes '
-    '<work_dir>/tokenizer), or unpack the released folder vqgan_gumbel_f8 there'
+WEIGHTS = ('last.ckpt', 'checkpoints/last.ckpt')  # the second as taming-transformers saves it
+TOKENIZERS = {'GumbelVQ': 'GumbelVQGANTokenizer', 'EMAVQ': 'EMAVQGANTokenizer'}  # by taming's class
+HINT = (
+    'expected a folder with model.yaml and last.ckpt, or a weight file. Train one with a config of '
+    'configs/tokenizer or configs/demo (writes <work_dir>/tokenizer), or unpack the released '
+    'vqgan_gumbel_f8'
 )
+
+
+def find_weights(
+    checkpoint: str | os.PathLike | None, names: Sequence[str], hint: str
+) -> Path | None:
+    """Return the weight file of a checkpoint, or None without a checkpoint.
+
+    Args:
+        checkpoint: a file, or a folder that holds one of `names`. A pin (`#sha256=HEX`) is that
+            of the weight file, also for a folder.
+        hint: what to do, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or the folder holds none of `names`.
+        ValueError: the file does not match its pin.
+    """
+    if checkpoint is None:
+        return None
+    name, pin = split_pin(checkpoint)
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(f'No tokenizer at {path}: {hint}')
+    if path.is_dir():
+        path = _files_in(path, names, hint)[0]
+    return check_pin(path, pin)
 
 
 def locate(
     checkpoint: str | os.PathLike | None, sizes: Mapping[str, Any], target: str
 ) -> tuple[Path | None, dict[str, Any]]:
-    """Find the weight file and the sizes of a VQGAN.
+    """Return the weight file (None without checkpoint) and the sizes of a VQGAN.
 
     Args:
-        checkpoint: a folder with ``model.yaml`` and ``last.ckpt`` (or, as taming-transformers
-            lays them out, ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None. A
-            pin (``#sha256=HEX``) is that of the weight file, also behind a folder.
-        sizes: ``ddconfig``, ``n_embed`` and ``embed_dim`` as given by the user, None where not.
-        target: class that the folder's YAML should name, as far as its name is known.
-
-    Returns:
-        The weight file (None without checkpoint) and the complete sizes.
+        checkpoint: a release folder (``model.yaml`` and ``last.ckpt``, or taming's layout of
+            ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
+        sizes: the given ``ddconfig``, ``n_embed`` and ``embed_dim``; None where not given.
+        target: class that the folder's YAML should name.
 
     Raises:
-        FileNotFoundError: no such file or folder, or a part of the folder is missing.
-        ValueError: sizes are neither given nor in the folder, or contradict it; or the folder
-            holds a VQGAN of another kind; or the weights are not those of the pin.
+        FileNotFoundError: a file or folder is missing.
+        ValueError: sizes are missing or contradict the folder, or it holds another kind of VQGAN.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
-    checkpoint, pin = (None, None) if checkpoint is None else split_pin(checkpoint)
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        folder = Path(checkpoint)
+    if checkpoint is not None and (folder := Path(split_pin(checkpoint)[0])).is_dir():
         stored = _read_sizes(folder, target)
         _check_agreement(given, stored, folder)
-        return check_pin(_find_weights(folder), pin), stored
-    if checkpoint is not None and not Path(checkpoint).exists():
-        raise FileNotFoundError(
-            f'No tokenizer at {checkpoint}: expected a folder with model.yaml and last.ckpt, or a '
-            f'weight file (.ckpt, .pth, .pt, .safetensors); {HOW_TO_GET_ONE}'
-        )
+        return find_weights(checkpoint, WEIGHTS, HINT), stored
+    file = find_weights(checkpoint, WEIGHTS, HINT)
     if absent := [name for name in SIZES if name not in given]:
         raise ValueError(
-            f'{", ".join(absent)} not given: only a checkpoint folder with a model.yaml brings the '
-            f'sizes along (checkpoint={checkpoint}); give {", ".join(SIZES)}'
+            f'{", ".join(absent)} not given: give {", ".join(SIZES)}, or a checkpoint folder with '
+            f'a model.yaml (got {checkpoint=})'
         )
-    return (None if checkpoint is None else check_pin(Path(checkpoint), pin)), given
+    return file, given
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file, also of those under ``weights``."""
+    content = read_checkpoint(file)
+    inner = content.get('weights')
+    return state_dict_of(inner if isinstance(inner, dict) else content)
 
 
 def load_weights(
     model: nn.Module,
-    weights: Mapping[str, Tensor],
-    source: Path,
+    file: Path | None,
     decoder: tuple[str, ...] = DECODER,
-    sizes: tuple[str, ...] = SIZES,
+    sizes: Sequence[str] = SIZES,
+    read: Callable[[Path], dict[str, Tensor]] = read_weights,
 ) -> bool:
-    """Copy a tokenizer's weights into ``model``; False when they hold no decoder at all.
+    """Load a weight file, if given, into `model`; return False if it has no decoder weights.
 
-    Entries the model does not have (losses, discriminator) are dropped with one log line.
+    Tensors that the model lacks (losses, discriminator) are ignored.
 
     Args:
-        source: where the weights are from, for messages.
-        decoder: how the names of the weights begin that only decoding needs.
-        sizes: arguments that the shapes depend on, for messages.
+        decoder: name prefixes of weights that only decoding needs.
+        sizes: constructor arguments that determine the shapes, for messages.
 
     Raises:
-        ValueError: names are missing (a decoder may be absent as a whole) or shapes differ.
+        ValueError: tensors are missing (the decoder may be, as a whole) or have other shapes.
     """
-    expected = model.state_dict()
+    if file is None:
+        print_log(f'{type(model).__name__}: no checkpoint, random weights', 'current')
+        return True
+    weights, expected = read(file), model.state_dict()
     has_decoder = any(name.startswith(decoder) for name in weights)
     wrong = [
-        f'{name} is missing'
-        if name not in weights
-        else f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
+        f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
+        if name in weights
+        else f'{name} is missing'
         for name, tensor in expected.items()
         if (has_decoder or not name.startswith(decoder))
         and (name not in weights or weights[name].shape != tensor.shape)
     ]
     if wrong:
         raise ValueError(
-            f'{source} does not fit {type(model).__name__}: {"; ".join(wrong[:4])} '
+            f'{file} does not fit {type(model).__name__}: {"; ".join(wrong[:4])} '
             f'({len(wrong)} of {len(expected)} parameters). Check {", ".join(sizes)}'
         )
-    if dropped := [name for name in weights if name not in expected]:
-        print_log(f'{source}: {len(dropped)} unused entries ({dropped[0]}, ...)', 'current')
+    if unused := [name for name in weights if name not in expected]:
+        print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
     model.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
     return has_decoder
 
 
 def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[str, Any]) -> None:
-    """Write a VQGAN as ``model.yaml`` and ``last.ckpt`` so that ``checkpoint=folder`` loads it.
-
-    Each file appears complete or not at all.
-    """
+    """Write a VQGAN as ``model.yaml`` and ``last.ckpt``, each atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = json.loads(json.dumps({name: sizes[name] for name in SIZES}))  # plain types for YAML
@@ -121,27 +141,20 @@ def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[st
         os.replace(folder / f'{name}.part', folder / name)
 
 
-def _incomplete(folder: Path, lacks: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f'{folder} has no {lacks} (it holds {sorted(os.listdir(folder))[:10]}): a released '
-        f'tokenizer is a folder with model.yaml and last.ckpt; {HOW_TO_GET_ONE}'
-    )
-
-
-def _find_weights(folder: Path) -> Path:
-    for file in (folder / 'last.ckpt', folder / 'checkpoints' / 'last.ckpt'):
-        if file.is_file():
-            return file
-    raise _incomplete(folder, 'last.ckpt or checkpoints/last.ckpt')
+def _files_in(folder: Path, patterns: Sequence[str], hint: str) -> list[Path]:
+    """Return the files of a folder that match the patterns, at least one, in their order."""
+    files = [file for p in patterns for file in sorted(folder.glob(p)) if file.is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f'{folder} has no {" or ".join(patterns)} (it holds {sorted(os.listdir(folder))[:10]}):'
+            f' {hint}'
+        )
+    return files
 
 
 def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
-    """Read model.params of the first YAML file that has them (configs/ holds others too)."""
-    files = [file for file in (folder / 'model.yaml',) if file.is_file()]
-    files += sorted(folder.glob('configs/*.yaml'))
-    if not files:
-        raise _incomplete(folder, 'model.yaml or configs/*.yaml')
-    for file in files:
+    """Return model.params of the first YAML file that has them (configs/ holds others too)."""
+    for file in _files_in(folder, ('model.yaml', 'configs/*.yaml'), HINT):
         try:
             model = yaml.safe_load(file.read_text())['model']
             sizes = {name: model['params'][name] for name in SIZES}
@@ -153,12 +166,12 @@ def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
         raise ValueError(f'{file}: no model.params with {", ".join(SIZES)} ({reason})')
     kind = str(model.get('target', '')).rpartition('.')[2]
     if kind in TOKENIZERS and kind != target.rpartition('.')[2]:
-        raise ValueError(f"{file} describes a {kind}: use type='{TOKENIZERS[kind]}' for it")
+        raise ValueError(f"{file} describes {kind}: use type='{TOKENIZERS[kind]}'")
     return sizes
 
 
 def _check_plain(values: Mapping[str, Any]) -> None:
-    """TypeError for what no size is: aliases in YAML can nest lists beyond all memory."""
+    """Raise TypeError for values that are no size: YAML aliases can nest lists without limit."""
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, int | float | str | None) for entry in entries):
@@ -175,4 +188,4 @@ def _check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], folder
     wrong = {k: v for k, v in flat(given).items() if v != theirs.get(k)}
     if wrong:
         listed = ', '.join(f'{k}={v} (there {theirs.get(k)})' for k, v in wrong.items())
-        raise ValueError(f'{listed} contradicts {folder}: leave these arguments out')
+        raise ValueError(f'{listed} contradicts {folder}: omit these arguments')

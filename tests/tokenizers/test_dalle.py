@@ -1,4 +1,4 @@
-"""DALL-E's tokenizer, from files like OpenAI's: pickled modules of a package that is not there."""
+"""DALL-E's tokenizer with files like OpenAI's: pickled modules of a missing package."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ def sizes(dalle):
 
 @pytest.fixture
 def package(monkeypatch):
-    """Stands in for OpenAI's package while files are saved; `remove()` takes it away again."""
+    """Stand-in for OpenAI's package while files are saved; `remove()` uninstalls it."""
     names = {'Encoder': 'encoder', 'EncoderBlock': 'encoder', 'Decoder': 'decoder'}
     names |= {'DecoderBlock': 'decoder', 'Conv2d': 'utils'}
     modules = {f'dall_e.{name}': types.ModuleType(f'dall_e.{name}') for name in names.values()}
@@ -50,7 +50,7 @@ def package(monkeypatch):
 
 
 def pickled_module(package, state, kind, name=''):
-    """Build a tree of modules around the weights of `state`, with what attrs classes carry."""
+    """Build a module tree with the weights of `state` and the attributes of attrs classes."""
     if 'w' in state:
         module = package.Conv2d()
         module.kw, module.use_float16 = state['w'].shape[-1], True
@@ -71,7 +71,7 @@ def pickled_module(package, state, kind, name=''):
 
 @pytest.fixture
 def released(tmp_path, dalle, sizes, package):
-    """A folder with encoder.pkl, whose decoder.pkl is that of `released.decoder`."""
+    """Folder with encoder.pkl and decoder.pkl, the latter with the weights of `.decoder`."""
     torch.manual_seed(2)
     decoder = DALLETokenizer(**sizes).decoder
     for kind, state in {'Encoder': dalle.group('state'), 'Decoder': decoder.state_dict()}.items():
@@ -91,7 +91,7 @@ def test_golden_encoder(dalle, sizes, released):
 
 
 def slow_decode(z, state, blocks_per_group):
-    """OpenAI's decoder written down again: one-hot tokens (B, V, h, w) -> (B, 6, 8h, 8w)."""
+    """Reference of OpenAI's decoder: one-hot tokens (B, V, h, w) -> (B, 6, 8h, 8w)."""
 
     def conv(x, name):
         weight = state[f'{name}.w']
@@ -143,6 +143,8 @@ def test_both_pickles_are_loaded(dalle, sizes, released):
     tokenizer = DALLETokenizer(**sizes, checkpoint=str(released.folder))
     found = released.decoder.state_dict()
     assert all(torch.equal(found[k], v) for k, v in tokenizer.decoder.state_dict().items())
+    beside = DALLETokenizer(**sizes, checkpoint=released.folder / 'encoder.pkl')
+    assert torch.equal(beside.decode(dalle['indices']), tokenizer.decode(dalle['indices']))
     torch.save(tokenizer.state_dict(), released.folder / 'both.pth')
     again = DALLETokenizer(**sizes, checkpoint=released.folder / 'both.pth')
     assert torch.equal(again.decode(dalle['indices']), tokenizer.decode(dalle['indices']))
@@ -217,6 +219,7 @@ def test_hostile_pickles_run_nothing(tmp_path, dalle, sizes, package, file):
     assert not mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_truncated_and_old_pickles(tmp_path, dalle, sizes, package):
     path = tmp_path / 'encoder.pkl'
     module = pickled_module(package, dalle.group('state'), 'Encoder')

@@ -3,7 +3,7 @@ import torch
 from conftest import TINY_VQGAN, relative_error
 from golden_tokenizers import golden_state, images_of, save_state, write_golden
 
-from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer, GumbelVQGANTokenizer
+from mcbeit_mm.tokenizers import EMAVQGAN, EMAVQGANTokenizer
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_golden_logits_are_minus_the_distances(ema, tokenizer):
     assert torch.equal(logits.argmax(dim=1), ema['indices'])
 
 
-def test_the_authors_argmax_is_the_farthest_code(ema, tokenizer):
+def test_argmax_of_the_authors_is_the_farthest_code(ema, tokenizer):
     logits = tokenizer(images_of(ema)).flatten(2)
     assert torch.equal(logits.argmin(dim=1), ema['indices_argmax'])
     assert not (ema['indices_argmax'] == ema['indices']).any()
@@ -53,16 +53,7 @@ def test_logits_by_their_definition():
     assert relative_error(model.token_logits(latents), -difference.square().sum(dim=2)) <= 1e-5
 
 
-@pytest.mark.parametrize('n_embed', [16, 24])
-def test_the_vocabulary_is_not_fixed(n_embed):
-    config = TINY_VQGAN | dict(n_embed=n_embed)
-    tokenizer = EMAVQGANTokenizer(**config)
-    assert tokenizer(torch.rand(1, 3, 8, 12)).shape == (1, n_embed, 4, 6)
-    assert tokenizer.decode(torch.full((1, 2, 2), n_embed - 1)).shape == (1, 3, 4, 4)
-    assert EMAVQGANTokenizer.geometry(**config) == dict(vocab_size=n_embed, stride=2)
-
-
-def test_the_optimizer_leaves_the_codes_alone():
+def test_codes_are_not_trainable():
     with torch.device('meta'):
         model = EMAVQGAN(TINY_VQGAN['ddconfig'], n_embed=8192, embed_dim=256)
     codes = {k: v for k, v in model.named_parameters() if k.startswith('quantize.')}
@@ -77,16 +68,6 @@ def test_the_optimizer_leaves_the_codes_alone():
 def test_all_weights_are_loaded(tokenizer):
     found = tokenizer.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in golden_state('ema').items())
-
-
-def test_a_folder_of_the_other_kind(tmp_path, golden, released):
-    with pytest.raises(ValueError, match="describes a EMAVQ: use type='EMAVQGANTokenizer'"):
-        GumbelVQGANTokenizer(checkpoint=released)
-    gumbel = write_golden(tmp_path / 'gumbel', golden('tokenizer_gumbel'), 'gumbel')
-    with pytest.raises(ValueError, match="a GumbelVQ: use type='GumbelVQGANTokenizer'"):
-        EMAVQGANTokenizer(checkpoint=gumbel)
-    with pytest.raises(ValueError, match="use type='GumbelVQGANTokenizer'"):
-        EMAVQGANTokenizer.geometry(checkpoint=gumbel)
 
 
 def test_codebook_of_another_size(released):

@@ -1,4 +1,4 @@
-"""VQ-KD: mmpretrain's tokens, the public files' names, what it refuses."""
+"""VQ-KD: tokens of mmpretrain, names in the public files, invalid files."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ TINY = dict(arch=ARCH, img_size=32, patch_size=8, n_embed=24, embed_dim=4)
 
 
 def jitter(module):
-    """Zeros and ones of a fresh network hide wrong names: move every weight but the codes."""
+    """Perturb all weights but the codes: zeros and ones of a fresh network hide wrong names."""
     for name, parameter in module.named_parameters():
         if 'embedding' not in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -21,7 +21,7 @@ def jitter(module):
 
 
 def official_encoder():
-    """This package's own transformer, whose weights have the official names."""
+    """Build MCBEiTViT, whose weights have the official names."""
     encoder = MCBEiTViT(
         ARCH, img_size=32, patch_size=8, layer_scale_init_value=0.0, rel_pos='none', abs_pos=True,
         out_type='featmap',
@@ -30,7 +30,7 @@ def official_encoder():
 
 
 def official_file(encoder, path):
-    """What BEiT v2 stores: `model`, with a norm named fc_norm, a decoder and a teacher."""
+    """Save a file like BEiT v2: `model` with fc_norm, a decoder and a teacher."""
     state = {}
     for name, tensor in encoder.state_dict().items():
         name = name.replace('norm.', 'fc_norm.') if name.startswith('norm.') else name
@@ -60,7 +60,7 @@ def test_best_code_is_mmpretrains_token(size):
     logits = tokenizer(images)
     assert logits.shape == (8, 24, size // 8, size // 8) and logits.dtype == torch.float32
     assert -1 <= logits.min() < -0.5 and 0.5 < logits.max() <= 1 + 1e-6
-    # BEiT v2's normalisation in mmpretrain: second_mean = second_std = 127.5 of 255.
+    # BEiT v2's normalization in mmpretrain: second_mean = second_std = 127.5 of 255.
     expected = tokenizer.vqkd.get_tokens((images * 255 - 127.5) / 127.5)['token']
     assert torch.equal(logits.argmax(dim=1).flatten(1), expected)
     assert len(expected.unique()) > 4
@@ -137,6 +137,6 @@ def test_wrong_files_name_what_is_wrong(tmp_path):
             ask(**TINY, checkpoint=tmp_path / 'nowhere.pth')
 
 
-def test_pixels_do_not_come_back():
+def test_it_cannot_decode():
     with pytest.raises(ValueError, match='not pixels'):
         VQKDTokenizer(**TINY).decode(torch.zeros(1, 4, 4, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""As 64 px, at 112 px: the tokenizer view of 224-px pretraining."""
+"""photos_tokenizer-64px at 112 px, the tokenizer view of 224-px pretraining."""
 
 _base_ = './photos_tokenizer-64px.py'
 

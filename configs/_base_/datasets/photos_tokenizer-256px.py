@@ -1,4 +1,4 @@
-"""As 64 px, at 256 px, the size of taming-transformers' configs."""
+"""photos_tokenizer-64px at 256 px, the size used by taming-transformers."""
 
 _base_ = './photos_tokenizer-64px.py'
 

@@ -1,7 +1,6 @@
-"""Unlabelled photos in any folder tree, 64-px crops drawn for ever; every twentieth photo, chosen
-by its name, is kept for validation.
+"""Unlabeled photos in any folder tree, sampled endlessly as 64-px crops.
 
-Data: MCBEIT_DATA=FOLDER
+Every twentieth photo, chosen by its name, is held out for validation. Data: MCBEIT_DATA=FOLDER
 """
 
 train_pipeline = [

@@ -1,4 +1,4 @@
-"""A small VQGAN: stride 8, 512 codes, 0.9 M parameters (own choice)."""
+"""Small VQGAN: stride 8, 512 codes, 0.9 M parameters (own choice)."""
 
 model = dict(
     type='GumbelVQGANTrainer',
@@ -20,5 +20,5 @@ model = dict(
     ),
     n_embed=512,
     embed_dim=16,
-    restart_interval=100,  # codes that nobody takes move to where latents are
+    restart_interval=100,  # moves unused codes to latents
 )

@@ -1,7 +1,6 @@
-"""The network of the released vqgan_gumbel_f8 (its model.yaml) and a PatchGAN: 69 M + 2.8 M
-parameters.
+"""Network of the released vqgan_gumbel_f8 (see its model.yaml) and a PatchGAN: 69 M + 2.8 M params.
 
-The perceptual loss needs a file and is off without it. In a config that inherits, it is
+The perceptual loss is off because it needs a file. To enable it in a derived config:
 model = dict(perceptual=dict(type='PerceptualLoss', vgg_weights=FILE)), see docs/tokenizers.md.
 """
 
@@ -26,6 +25,6 @@ model = dict(
     embed_dim=256,
     perceptual=None,
     discriminator=dict(type='PatchDiscriminator', ndf=64, num_layers=3),
-    disc_start=10_000,  # this and the weight: custom_vqgan.yaml of taming-transformers
+    disc_start=10_000,  # disc_start and disc_weight: custom_vqgan.yaml of taming-transformers
     disc_weight=0.8,
 )

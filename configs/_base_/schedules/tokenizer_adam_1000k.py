@@ -1,4 +1,4 @@
-"""Adam as in taming-transformers, 1,000k steps; 64 images a step are an own choice."""
+"""Adam as in taming-transformers, 1,000k steps of 64 images (own choice)."""
 
 _base_ = './tokenizer_adam_4k.py'
 

@@ -1,4 +1,4 @@
-"""Adam, 4,000 steps of 16 images (own choice), with what a tokenizer's log shows."""
+"""Adam, 4,000 steps of 16 images (own choice), and the hooks for tokenizer training."""
 
 _base_ = '../default_runtime.py'
 

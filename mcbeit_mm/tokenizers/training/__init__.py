@@ -1,1 +1,1 @@
-"""Train your own tokenizer."""
+"""Tokenizer training."""

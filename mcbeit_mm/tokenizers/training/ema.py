@@ -1,4 +1,4 @@
-"""Train a VQGAN whose codes are the nearest ones and follow a moving average of the latents."""
+"""Train a VQGAN with nearest-neighbor codes updated by moving averages of the latents."""
 
 from typing import Any
 
@@ -16,42 +16,32 @@ from .trainer import Quantized, VQGANTrainer
 
 @MODELS.register_module()
 class EMAVQGANTrainer(VQGANTrainer):
-    """An EMAVQGAN in training; inputs are images (B, 3, H, W) in [0, 1].
+    """Train an EMAVQGAN; inputs are images (B, 3, H, W) in [0, 1].
 
-    The optimizer leaves the codebook alone, weight decay included: it never has a gradient.
+    The codebook never has a gradient, so the optimizer and its weight decay do not touch it.
+    Defaults are those of taming's EMAVectorQuantizer.
 
     Args:
-        ddconfig, n_embed, embed_dim, warmup_iters, total_iters: as for `VQGANTrainer`.
-        decay: of the moving averages.
-        eps: what Laplace smoothing adds to the moving counts of the codes.
+        decay: decay of the moving averages.
+        eps: Laplace smoothing of the moving counts.
         beta: weight of the commitment loss, the mean squared distance of latents to their codes.
-            The defaults of all three are those of taming's EMAVectorQuantizer.
-        kwargs: further arguments of `VQGANTrainer`.
+        kwargs: arguments of `VQGANTrainer`.
     """
 
     network = EMAVQGAN
 
     def __init__(
-        self,
-        ddconfig: dict[str, Any],
-        n_embed: int,
-        embed_dim: int,
-        warmup_iters: int,
-        total_iters: int,
-        decay: float = 0.99,
-        eps: float = 1e-5,
-        beta: float = 0.25,
-        **kwargs: Any,
+        self, *, decay: float = 0.99, eps: float = 1e-5, beta: float = 0.25, **kwargs: Any
     ):
-        super().__init__(ddconfig, n_embed, embed_dim, warmup_iters, total_iters, **kwargs)
+        super().__init__(**kwargs)
         self.decay, self.eps, self.beta = decay, eps, beta
-        if warmup_iters == 0:
-            # Upstream starts at zero, which throws codes that the first batch does not pick far
-            # away: their means are divided by eps.
+        if self.warmup_iters == 0:
+            # Upstream starts at zero, so the means of codes that the first batch does not pick
+            # are divided by eps, which moves them far away.
             self.vqgan.quantize.embedding['cluster_size'].fill_(1)
 
     def quantize(self, latents: Tensor) -> Quantized:
-        """Take the nearest codes of fp32 latents (B, D, h, w); in training, move the codes."""
+        """Pick the nearest codes of fp32 latents (B, D, h, w); in training, update the codes."""
         ids = self.vqgan.token_logits(latents.detach()).argmax(dim=1)
         codes = embed_tokens(ids, self.vqgan.codebook)
         commit = self.beta * F.mse_loss(latents, codes)
@@ -63,7 +53,7 @@ class EMAVQGANTrainer(VQGANTrainer):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, ids: Tensor) -> None:
-        """Move the codes towards the means of their vectors (N, D), ids (N,), on all ranks."""
+        """Update the moving averages with vectors (N, D) and their code ids (N,), on all ranks."""
         book = self.vqgan.quantize.embedding
         sums = torch.zeros_like(book['embed_avg']).index_add_(0, ids, vectors)
         all_reduce(sums)
@@ -75,14 +65,13 @@ class EMAVQGANTrainer(VQGANTrainer):
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Start with codes (V, D), each as if one vector had been next to it in each step."""
-        everything = torch.arange(len(codes), device=codes.device)
+        """Initialize with codes (V, D), each as if picked once per step."""
         self.vqgan.quantize.embedding['cluster_size'].fill_(1)
-        self.restart_codes(everything, codes)
+        self.restart_codes(torch.arange(len(codes), device=codes.device), codes)
 
     @torch.no_grad()
     def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
-        """Put the codes `ids` (K,) on (K, D), with a moving count that is the mean of all."""
+        """Move the codes `ids` (K,) to `codes` (K, D); their moving count becomes the mean."""
         book = self.vqgan.quantize.embedding
         size = book['cluster_size'].mean()
         book['weight'][ids] = codes

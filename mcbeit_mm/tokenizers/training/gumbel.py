@@ -1,4 +1,4 @@
-"""Train a Gumbel VQGAN: straight-through Gumbel samples, and a small KL to uniform codes."""
+"""Train a Gumbel VQGAN: straight-through Gumbel-softmax and a small KL to the uniform prior."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from mmengine.dist import broadcast
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...layers.blocks import check_choice
 from ..base import embed_tokens
 from ..gumbel_vqgan import GumbelVQGAN
 from .codebook import scale_for_entropy
@@ -17,59 +18,46 @@ from .trainer import Quantized, VQGANTrainer
 
 @MODELS.register_module()
 class GumbelVQGANTrainer(VQGANTrainer):
-    """A GumbelVQGAN in training; inputs are images (B, 3, H, W) in [0, 1].
+    """Train a GumbelVQGAN; inputs are images (B, 3, H, W) in [0, 1].
 
     Args:
-        ddconfig, n_embed, embed_dim, warmup_iters, total_iters: as for `VQGANTrainer`.
-        temperature: of the Gumbel-softmax when codes come in, and at the end.
+        temperature: Gumbel-softmax temperature after the warm-up and at the end.
         temperature_schedule: 'exponential', or 'cosine' as taming's LambdaWarmUpCosineScheduler.
-        kl_weight: weight of KL(softmax(logits) || uniform); two numbers: from one to the other,
-            linearly, while there are codes.
+        kl_weight: weight of KL(softmax(logits) || uniform); a pair is a linear schedule.
         start_entropy: mean entropy of softmax(logits) right after the codes are placed, as a
-            share of ln V: how soft the first choices are.
-        kwargs: further arguments of `VQGANTrainer`.
-
-    Raises:
-        ValueError: no such schedule, a temperature that is not positive, or as `VQGANTrainer`.
+            share of ln V.
+        kwargs: arguments of `VQGANTrainer`.
     """
 
     network = GumbelVQGAN
 
     def __init__(
         self,
-        ddconfig: dict[str, Any],
-        n_embed: int,
-        embed_dim: int,
-        warmup_iters: int,
-        total_iters: int,
+        *,
         temperature: tuple[float, float] = (1.0, 0.5),
         temperature_schedule: str = 'exponential',
         kl_weight: float | tuple[float, float] = 1e-4,
         start_entropy: float = 0.5,
         **kwargs: Any,
     ):
-        super().__init__(ddconfig, n_embed, embed_dim, warmup_iters, total_iters, **kwargs)
-        if temperature_schedule not in ('exponential', 'cosine'):
-            raise ValueError(
-                f"temperature_schedule is 'exponential' or 'cosine', got {temperature_schedule!r}"
-            )
+        super().__init__(**kwargs)
+        check_choice('temperature_schedule', temperature_schedule, ('exponential', 'cosine'))
         if min(temperature) <= 0:
-            raise ValueError(f'temperatures must be positive, got {temperature}')
+            raise ValueError(f'Expected positive temperatures, got {temperature}')
         self.temperature, self.temperature_schedule = temperature, temperature_schedule
         self.kl_weight, self.start_entropy = kl_weight, start_entropy
 
     def tau(self) -> float:
-        """Gumbel-softmax temperature of the current iteration."""
+        """Return the Gumbel-softmax temperature of the current iteration."""
         (start, end), progress = self.temperature, self.progress()
         if self.temperature_schedule == 'cosine':
             return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
         return start * (end / start) ** progress
 
     def current_kl_weight(self) -> float:
-        """Weight of the KL in the current iteration."""
-        if isinstance(self.kl_weight, (int, float)):
-            return self.kl_weight
-        start, end = self.kl_weight
+        """Return the KL weight of the current iteration."""
+        weight = self.kl_weight
+        start, end = (weight, weight) if isinstance(weight, (int, float)) else weight
         return start + (end - start) * self.progress()
 
     def quantize(self, latents: Tensor) -> Quantized:
@@ -87,8 +75,8 @@ class GumbelVQGANTrainer(VQGANTrainer):
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Make the logits of latents minus the scaled squared distances to codes (V, D)."""
-        # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2, and softmax does not see the last term.
+        """Initialize with codes (V, D); logits become minus their scaled squared distances."""
+        # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2; softmax ignores the last term.
         squared = codes.square().sum(dim=1)
         scale = scale_for_entropy(2 * vectors[-4096:] @ codes.T - squared, self.start_entropy)
         proj = self.vqgan.quantize['proj']
@@ -96,14 +84,14 @@ class GumbelVQGANTrainer(VQGANTrainer):
         proj.bias.copy_(-scale * squared)
         self.vqgan.codebook.copy_(codes)
         for tensor in (proj.weight, proj.bias):
-            broadcast(tensor.data)  # each rank has found its own scale
+            broadcast(tensor.data)  # the scale differs between ranks
 
     @torch.no_grad()
     def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
-        """Put the codes `ids` (K,) on (K, D), with rows of the classifier as if placed there.
+        """Move the codes `ids` (K,) to `codes` (K, D), with classifier rows as if placed there.
 
-        The scale is that of the other rows now. At its own place e, a code leads the one picked
-        there so far, at c, by scale * |e - c|^2, as distances would have it.
+        The scale is estimated from the other rows. At its position e, a code leads the code c
+        that was picked there so far by scale * |e - c|^2, as logits from distances would.
         """
         proj, codebook = self.vqgan.quantize['proj'], self.vqgan.codebook
         alive = torch.ones(len(codebook), dtype=torch.bool, device=ids.device)

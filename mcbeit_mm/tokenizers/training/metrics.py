@@ -1,78 +1,69 @@
-"""How well a tokenizer in training reconstructs, and how many of its codes it uses."""
+"""Reconstruction quality and codebook usage of a tokenizer in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
+from .codebook import perplexity
+
 
 @METRICS.register_module()
 class ReconstructionMetric(BaseMetric):
-    """PSNR, SSIM and code usage of `reconstruction`, `original` and `codes` of the data samples.
+    """PSNR, SSIM and codebook usage of a tokenizer on the validation set.
 
-    The images (3, H, W) are in [0, 1], `codes` (h, w) are ids in [0, vocab_size). Results:
+    Reads `reconstruction` and `original` (3, H, W) in [0, 1], `codes` (h, w) and `vocab_size` of
+    each data sample. Results:
 
-    - `psnr`, dB, mean over images of -10 log10 MSE (100 dB at most), and `ssim`, mean over images
-      (Wang et al. 2004: 11-px Gaussian window of sigma 1.5), by torchmetrics;
-    - `codebook_usage`, share 0..1 of the vocabulary that occurs in the whole validation set, and
-      `perplexity`, the exponential of the entropy of its histogram.
-
-    Each sample also tells `vocab_size`.
+    - `psnr` (dB, at most 100 per image) and `ssim` (torchmetrics; 11-px Gaussian window of sigma
+      1.5), means over images;
+    - `codebook_usage`, share of the codes that occur, and `perplexity` of their histogram, over
+      the whole set.
 
     Args:
         kwargs: arguments of MMEngine's BaseMetric (`prefix`, `collect_device`).
-
-    Raises:
-        ImportError: torchmetrics is missing.
     """
 
     default_prefix = 'val'
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._ssim = _import_ssim()
+        from torchmetrics.functional.image import structural_similarity_index_measure  # slow
+
+        self._ssim = structural_similarity_index_measure
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep PSNR, SSIM, codes and vocabulary of each image; int32 codes are small beside it."""
+        """Keep PSNR, SSIM and codes (int32, to save memory) of each image."""
         for sample in data_samples:
-            images = (sample[name].float().unsqueeze(0) for name in ('reconstruction', 'original'))
-            reconstruction, original = images
-            psnr = _psnr(reconstruction, original)
-            ssim = self._ssim(reconstruction, original, data_range=1.0)
-            codes = sample['codes'].flatten().to('cpu', torch.int32).numpy()
-            self.results.append((float(psnr), float(ssim), codes, sample['vocab_size']))
+            pair = [sample[name].float().unsqueeze(0) for name in ('reconstruction', 'original')]
+            ssim = self._ssim(*pair, data_range=1.0)
+            codes = sample['codes'].flatten().to('cpu', torch.int32)
+            self.results.append((float(psnr(*pair)), float(ssim), codes, sample['vocab_size']))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Metrics of the images of all ranks.
+        """Return the metrics over the images of all ranks.
 
         Raises:
-            ValueError: a code outside [0, vocab_size).
+            ValueError: a code is outside [0, vocab_size).
         """
-        psnr, ssim, codes, sizes = zip(*results, strict=True)
-        ids, vocab_size = np.concatenate(codes), sizes[0]
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f'codes from {ids.min()} to {ids.max()}, expected [0, {vocab_size})')
-        counts = np.bincount(ids, minlength=vocab_size)
-        probs = counts[counts > 0] / counts.sum()
+        psnrs, ssims, codes, (vocab_size, *_) = zip(*results, strict=True)
+        ids = torch.cat(codes)
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f'Codes range from {low} to {high}, expected [0, {vocab_size})')
+        counts = torch.bincount(ids, minlength=vocab_size)
         return dict(
-            psnr=float(np.mean(psnr)),
-            ssim=float(np.mean(ssim)),
-            codebook_usage=float((counts > 0).mean()),
-            perplexity=float(np.exp(-(probs * np.log(probs)).sum())),
+            psnr=sum(psnrs) / len(psnrs),
+            ssim=sum(ssims) / len(ssims),
+            codebook_usage=float((counts > 0).double().mean()),
+            perplexity=float(perplexity(counts)),
         )
 
 
-def _psnr(a: Tensor, b: Tensor) -> Tensor:
-    return -10 * (a - b).square().mean().clamp(min=1e-10).log10()
-
-
-def _import_ssim() -> Callable[..., Tensor]:
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise ImportError('ReconstructionMetric needs: pip install torchmetrics') from error
-    return structural_similarity_index_measure
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB, at most 100, of images (B, ...) in [0, 1]."""
+    error = (images - reference).square().flatten(1).mean(dim=1)
+    return -10 * error.clamp(min=1e-10).log10()

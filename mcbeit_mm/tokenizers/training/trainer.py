@@ -1,8 +1,8 @@
-"""Train a VQGAN on your own images: what its kinds share, from the losses to the validation.
+"""Base class of the VQGAN trainers: phases, losses and validation.
 
-A codebook that starts at random collapses to a few codes. So encoder and decoder may first learn
-without one (`warmup_iters`); then k-means over the encoder's latents places the codes, and
-training goes on with the quantizer of the subclass. The losses are those of
+A randomly initialized codebook tends to collapse to a few codes. The encoder and decoder may
+therefore be trained alone first (`warmup_iters`); k-means over the latents then initializes the
+codes, and training continues with the quantizer. The losses are those of
 CompVis/taming-transformers (VQLPIPSWithDiscriminator).
 """
 
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ...layers.blocks import check_choice
 from ..vqgan import VQGAN
-from .adversarial import adversarial_loss
 from .codebook import CodeUsage, as_vectors, count_codes, draw, kmeans
+from .discriminator import adversarial_loss
+from .metrics import psnr
 
 REC_LOSSES = {
     'l1': F.l1_loss,
@@ -29,34 +30,29 @@ REC_LOSSES = {
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of latents (B, D, h, w)."""
+    """Output of a quantizer for latents (B, D, h, w)."""
 
-    latents: Tensor  # (B, D, h, w) for the decoder, gradients passed straight through
+    latents: Tensor  # (B, D, h, w) for the decoder, with straight-through gradients
     ids: Tensor  # (B, h, w), the likeliest codes
-    loss: Tensor  # weighted: what the quantizer adds to the loss
+    loss: Tensor  # weighted loss of the quantizer
     logs: dict[str, Tensor]
 
 
 class VQGANTrainer(BaseModel):
-    """A VQGAN in training; inputs are images (B, 3, H, W) in [0, 1].
+    """Train a VQGAN; inputs are images (B, 3, H, W) in [0, 1].
 
-    A subclass names its `network` and implements `quantize`, `place_codes` and `restart_codes`.
+    Subclasses set `network` and implement `quantize`, `place_codes` and `restart_codes`.
 
     Args:
-        ddconfig, n_embed, embed_dim: sizes as for `VQGAN`.
-        warmup_iters: iterations of the plain autoencoder before k-means places the codes; 0
-            trains with the random codes of the network from the start, as taming does.
-        total_iters: length of training; all schedules end then.
-        rec_loss: 'l1', 'l2' or 'l1+l2', of images in [-1, 1].
-        perceptual: config of a loss on two batches of images that gives (B,) distances.
-        discriminator: config of a network that gives logits of images, high for real ones.
-        disc_weight: weight of the adversarial loss relative to the reconstruction loss, by the
-            norms of their gradients at the last layer; 0.8 in taming's configs.
-        disc_start: first iteration with it; 250001 in taming's ImageNet config.
-        restart_interval: every so many iterations, dead codes are put on random latents; 0 never.
-
-    Raises:
-        ValueError: the phases do not fit into `total_iters`, or there is no such `rec_loss`.
+        warmup_iters: autoencoder iterations before k-means places the codes; 0 starts with random
+            codes, as taming does.
+        total_iters: length of training, the end of all schedules.
+        rec_loss: 'l1', 'l2' or 'l1+l2' on images in [-1, 1].
+        perceptual: config of a module that maps two image batches to distances (B,).
+        discriminator: config of a module that maps images to logits, positive for real.
+        disc_weight: adversarial weight relative to the reconstruction gradient at the last layer.
+        disc_start: first iteration with the adversarial loss; 250001 in taming's ImageNet config.
+        restart_interval: iterations between moves of dead codes to random latents; 0 disables it.
     """
 
     network: type[VQGAN]
@@ -81,8 +77,7 @@ class VQGANTrainer(BaseModel):
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         _check_phases(warmup_iters, disc_start if discriminator else 0, total_iters)
-        if rec_loss not in REC_LOSSES:
-            raise ValueError(f'rec_loss is one of {", ".join(REC_LOSSES)}, got {rec_loss!r}')
+        check_choice('rec_loss', rec_loss, tuple(REC_LOSSES))
         self.sizes = dict(ddconfig=dict(ddconfig), n_embed=n_embed, embed_dim=embed_dim)
         self.vqgan = self.network(**self.sizes)
         self.warmup_iters, self.total_iters = warmup_iters, total_iters
@@ -93,53 +88,53 @@ class VQGANTrainer(BaseModel):
         self.disc_weight, self.disc_start = disc_weight, disc_start
         self.restart_interval = restart_interval
         self.usage = CodeUsage(n_embed)
-        # In the state dict, so that a resumed run goes on with the same schedules.
+        # In the state dict: a resumed run continues the schedules.
         self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
         self.register_buffer('placed', torch.tensor(warmup_iters == 0))
         self._latents: list[Tensor] = []
 
     @property
     def has_codes(self) -> bool:
-        """Whether the codes are in their places, which the first iteration after warm-up does."""
+        """Whether the codes are in use; the first iteration after the warm-up places them."""
         return bool(self.placed)
 
     def progress(self) -> float:
-        """Share, 0 to 1, of the iterations with codes that lie behind."""
+        """Return the completed share, 0 to 1, of the iterations after the warm-up."""
         span = self.total_iters - self.warmup_iters
         return min(max((int(self.iteration) - self.warmup_iters) / span, 0.0), 1.0)
 
     def quantize(self, latents: Tensor) -> Quantized:
-        """Pick codes for fp32 latents (B, D, h, w); called outside autocast."""
+        """Quantize fp32 latents (B, D, h, w); called with autocast disabled."""
         raise NotImplementedError
 
     def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Start with codes (V, D), the same on all ranks; vectors (N, D) are this rank's."""
+        """Initialize with codes (V, D), equal on all ranks; vectors (N, D) are this rank's."""
         raise NotImplementedError
 
     def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
-        """Put the codes `ids` (K,) on (K, D); both are the same on all ranks."""
+        """Move the codes `ids` (K,) to `codes` (K, D), both equal on all ranks."""
         raise NotImplementedError
 
     def rank_state(self) -> list[Tensor] | None:
-        """Return what this rank collected in the warm-up, for checkpoints; None afterwards."""
+        """Return the latents this rank collected in the warm-up; None afterwards."""
         return [latents.cpu() for latents in self._latents] or None
 
     def load_rank_state(self, state: list[Tensor]) -> None:
-        """Go on collecting from there."""
+        """Restore the collected latents."""
         device = self.iteration.device
         self._latents = [latents.to(device) for latents in state]
 
     def forward(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[DataSample]:
-        """Token logits of images (B, 3, H, W) in [0, 1]; losses or predictions by `mode`."""
+        """Return losses, predictions or token logits (by `mode`) of images in [0, 1]."""
         x = 2 * inputs - 1
         if mode == 'loss':
             return self.loss(x)
         return self.predict(x, data_samples) if mode == 'predict' else self.vqgan.encode(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """One step of whichever phase the iteration is in; x (B, 3, H, W) in [-1, 1]."""
+        """Return the losses of the current phase; x (B, 3, H, W) in [-1, 1]."""
         latents = self.vqgan.encode_latents(x).float()
         if self.has_codes or (self.training and self._can_place(latents)):
             with torch.autocast(x.device.type, enabled=False):
@@ -161,9 +156,9 @@ class VQGANTrainer(BaseModel):
 
     @torch.no_grad()
     def predict(self, x: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
-        """Set `reconstruction`, `original` (3, H, W) in [0, 1], `codes` (h, w), `vocab_size`.
+        """Set the fields that :class:`ReconstructionMetric` reads.
 
-        During the warm-up the reconstruction is that of the plain autoencoder.
+        During the warm-up, reconstructions are those of the plain autoencoder.
         """
         latents = self.vqgan.encode_latents(x).float()
         with torch.autocast(x.device.type, enabled=False):
@@ -180,8 +175,8 @@ class VQGANTrainer(BaseModel):
 
     def _reconstruction(self, images: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rec = REC_LOSSES[self.rec_loss](images, x)
-        mse = ((images.detach().clamp(-1, 1) - x) / 2).square().mean((1, 2, 3))
-        logs = dict(rec=rec.detach(), psnr=(-10 * mse.clamp_min(1e-10).log10()).mean())
+        shown = (images.detach().clamp(-1, 1) + 1) / 2
+        logs = dict(rec=rec.detach(), psnr=psnr(shown, (x + 1) / 2).mean())
         total = self.rec_weight * rec
         if self.perceptual is not None:
             distance = self.perceptual(images, x).float().mean()
@@ -190,7 +185,7 @@ class VQGANTrainer(BaseModel):
         return total, logs
 
     def _adversarial(self, images: Tensor, x: Tensor, rec: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """Generator's plus discriminator's loss, for images of the decoder and real ones."""
+        """Return generator plus discriminator loss for decoded and real images."""
         disc = self.discriminator
         if disc is None:
             return 0, {}
@@ -201,50 +196,46 @@ class VQGANTrainer(BaseModel):
 
     @torch.no_grad()
     def _keep(self, latents: Tensor) -> None:
-        """Remember the newest latents: 64 vectors per code are plenty for k-means."""
+        """Keep the newest latents, 64 vectors per code, for k-means."""
         self._latents.append(as_vectors(latents))
         while sum(map(len, self._latents[1:])) >= 64 * self.vqgan.vocab_size:
             self._latents.pop(0)
 
     def _can_place(self, latents: Tensor) -> bool:
-        """Whether the warm-up is over; without a state of this rank latents are collected again."""
+        """Whether the warm-up is over and enough latents are kept (a resume may have lost them)."""
         wanted = min(64 * self.vqgan.vocab_size, self.warmup_iters * latents[:, 0].numel())
         return int(self.iteration) >= self.warmup_iters and sum(map(len, self._latents)) >= wanted
 
     @torch.no_grad()
     def _prepare_codes(self, latents: Tensor) -> None:
-        """Place the codes when the warm-up has just ended; later, restart dead ones.
+        """Place the codes at the end of the warm-up; later, restart dead ones.
 
-        Before any of them enters the graph. Adam's moments of restarted rows stay: those of a
-        code that was not picked have decayed to about zero.
+        Called before any code enters the graph. Adam's moments of restarted rows are kept: those
+        of a code that was not picked have decayed to about zero.
         """
         since = int(self.iteration) - self.warmup_iters
         if not self.has_codes:
-            vectors, self._latents = torch.cat(self._latents), []
+            vectors, num_codes = torch.cat(self._latents), self.vqgan.vocab_size
+            self._latents = []
             self.placed.fill_(True)
-            self.place_codes(kmeans(vectors, self.vqgan.vocab_size), vectors)
-            _tell(f'placed {self.vqgan.vocab_size} codes by k-means over {len(vectors)} latents')
+            self.place_codes(kmeans(vectors, num_codes), vectors)
+            print_log(f'Placed {num_codes} codes by k-means over {len(vectors)} latents', 'current')
         elif since > 0 and self.restart_interval and since % self.restart_interval == 0:
             dead = self.usage.dead()
             if len(dead):
                 self.restart_codes(dead, draw(as_vectors(latents), len(dead)))
                 self.usage.restart(dead)
-                _tell(f'restarted {len(dead)} dead codes')
+                print_log(f'Restarted {len(dead)} dead codes', 'current')
 
 
 def _check_phases(warmup_iters: int, disc_start: int, total_iters: int) -> None:
     if not 0 <= warmup_iters < total_iters or not 0 <= disc_start < total_iters:
         raise ValueError(
-            'need 0 <= warmup_iters < total_iters and 0 <= disc_start < total_iters, got '
+            'Expected 0 <= warmup_iters < total_iters and 0 <= disc_start < total_iters, got '
             f'{warmup_iters=} {disc_start=} {total_iters=}'
         )
 
 
 def _zero(module: nn.Module) -> Any:
-    """Return 0 with gradient 0 for all trainable parameters: DDP wants all in every backward."""
+    """Return 0 with zero gradients for all parameters: DDP expects all of them in each backward."""
     return sum(0 * p.sum() for p in module.parameters() if p.requires_grad)
-
-
-def _tell(message: str) -> None:
-    if is_main_process():
-        print_log(message, 'current')

@@ -24,16 +24,16 @@ def test_as_vectors():
 def test_kmeans_leaves_little_distance():
     places = 10 * torch.randn(12, 3)
     vectors = places.repeat_interleave(50, dim=0) + 0.01 * torch.randn(600, 3)
-    centres = kmeans(vectors, 48)
-    assert float(torch.cdist(vectors, centres).min(dim=1).values.max()) < 0.1
+    centers = kmeans(vectors, 48)
+    assert float(torch.cdist(vectors, centers).min(dim=1).values.max()) < 0.1
 
 
 def test_kmeans_ends_at_means():
     vectors = torch.randn(300, 2)
-    centres = kmeans(vectors, 4, rounds=200)
-    nearest = torch.cdist(vectors, centres).argmin(dim=1)
+    centers = kmeans(vectors, 4, rounds=200)
+    nearest = torch.cdist(vectors, centers).argmin(dim=1)
     means = torch.stack([vectors[nearest == code].mean(dim=0) for code in range(4)])
-    torch.testing.assert_close(centres, means, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(centers, means, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5, 0.9])
@@ -58,7 +58,7 @@ def test_count_codes():
 
 @pytest.mark.parametrize('tokens, rate', [(1000, 0.02), (4, 0.02), (2, 0.01)])
 def test_usage_is_a_moving_average(tokens, rate):
-    """Of 4 codes over 50 steps, or so many that a fair code is picked 50 times."""
+    """Over 50 steps, or as many as a code with a fair share needs to be picked 50 times."""
     usage, expected = CodeUsage(4), [0.0] * 4
     for _ in range(3):
         counts = torch.bincount(torch.randint(4, (tokens,)), minlength=4).tolist()
@@ -72,8 +72,8 @@ def test_usage_is_a_moving_average(tokens, rate):
     assert usage.shares().tolist() == pytest.approx(shares, rel=1e-5)
 
 
-def test_restarts_give_time_and_do_not_flatter_the_log():
-    """Of 512 codes only 8 are ever picked: 504 are dead after 50 iterations, and after each 50."""
+def test_restarts_renew_grace_and_leave_the_logs_alone():
+    """Only 8 of 512 codes are ever picked: 504 are dead after every 50 iterations."""
     usage, counts = CodeUsage(512), torch.zeros(512)
     counts[:8] = 64
     for step in range(1, 151):
@@ -86,7 +86,7 @@ def test_restarts_give_time_and_do_not_flatter_the_log():
         assert logs == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_restarted_code_that_is_picked_lives():
+def test_restarted_codes_survive_if_picked():
     usage = CodeUsage(4)
     for _ in range(60):
         usage.update(torch.tensor([60.0, 40.0, 0.0, 0.0]))
@@ -98,14 +98,14 @@ def test_a_restarted_code_that_is_picked_lives():
     assert usage.dead().tolist() == [3]
 
 
-def test_draw_repeats_only_what_it_must():
+def test_draw_repeats_only_if_it_must():
     vectors = torch.arange(10.0)[:, None]
     assert draw(vectors, 7).unique().numel() == 7
     assert torch.bincount(draw(vectors, 25).long().flatten()).tolist().count(3) == 5
 
 
 def kill(trainer, codes):
-    """Make codes that no latent picks, and that have not been picked for long."""
+    """Make `codes` dead: no latent picks them, and their grace is over."""
     with torch.no_grad():
         if isinstance(trainer, GumbelVQGANTrainer):
             trainer.vqgan.quantize['proj'].bias[codes] -= 1e3
@@ -124,7 +124,7 @@ def test_restarts_revive_dead_codes(cls, interval):
     dead = torch.arange(8)
     kill(trainer, dead)
     picked = torch.zeros(16)
-    for _ in range(10):
+    for _ in range(5):
         losses = steps(trainer, 4)
         with torch.no_grad():
             picked += count_codes(trainer(pictures(64)).argmax(dim=1), 16)

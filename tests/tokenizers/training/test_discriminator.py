@@ -9,7 +9,7 @@ from mcbeit_mm.tokenizers.training.discriminator import (
 )
 
 
-def test_sizes_derived_by_hand():
+def test_number_of_parameters_and_output_sizes():
     net = PatchDiscriminator()
     # 4x4 convolutions 3-64-128-256-512-1, bias in the first and last; two values per norm channel.
     expected = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512) + 64 + 1
@@ -76,7 +76,7 @@ def test_adaptive_weight_against_closed_form():
     got = adaptive_weight(rec, gan, layer.weight)
     assert got.item() == pytest.approx(expected.item(), rel=1e-6) and not got.requires_grad
     assert layer.weight.grad is None
-    (rec + got * gan).backward()  # both graphs are still there
+    (rec + got * gan).backward()  # both graphs are retained
     assert torch.allclose(layer.weight.grad, rec_grad + expected * gan_grad, atol=1e-7)
 
 

@@ -31,7 +31,7 @@ def test_golden_quantizer(golden):
 
 
 def slow_update(weight, cluster_size, embed_avg, vectors, decay, eps):
-    """One step of taming's EMAVectorQuantizer and EmbeddingEMA, code by code, in fp64."""
+    """Reference of taming's EMAVectorQuantizer and EmbeddingEMA, code by code, in fp64."""
     num_codes = len(weight)
     nearest = [
         min(range(num_codes), key=lambda k: float((vector - weight[k]).square().sum()))
@@ -92,7 +92,7 @@ def test_loss_is_reconstruction_plus_commitment():
     assert float(losses['loss'].detach()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_warmup_leaves_the_codes_alone():
+def test_warmup_does_not_change_the_codes():
     model = trainer(warmup_iters=3)
     before = copy.deepcopy(model.vqgan.quantize.state_dict())
     steps(model, 3)

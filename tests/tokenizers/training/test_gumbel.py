@@ -101,7 +101,7 @@ def test_cosine_is_tamings():
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="'exponential' or 'cosine', got 'linear'"):
+    with pytest.raises(ValueError, match="is 'linear', expected one of .'exponential', 'cosine'"):
         trainer(temperature_schedule='linear')
 
 
@@ -112,7 +112,7 @@ def placed(share=0.5):
     return model, codes, vectors
 
 
-def test_placed_codes_have_distances_for_logits():
+def test_logits_of_placed_codes_are_distances():
     model, codes, vectors = placed(share=0.3)
     with torch.no_grad():
         logits = model.vqgan.token_logits(vectors[:, :, None, None]).flatten(1)
@@ -122,7 +122,7 @@ def test_placed_codes_have_distances_for_logits():
     assert torch.equal(model.vqgan.codebook, codes)
 
 
-def test_restarted_rows_are_those_of_placed_codes():
+def test_restarted_rows_equal_placed_rows():
     model, codes, _ = placed()
     proj, ids = model.vqgan.quantize['proj'], torch.tensor([3, 8])
     weight, bias = proj.weight.detach().clone(), proj.bias.detach().clone()
@@ -135,7 +135,7 @@ def test_restarted_rows_are_those_of_placed_codes():
     assert torch.equal(model.vqgan.codebook, codes)
 
 
-def test_restarted_codes_win_at_their_places_whatever_the_classifier():
+def test_restarted_codes_win_at_their_positions():
     model = trainer()
     vectors = 3 * torch.randn(5, 4)
     ids = torch.arange(5)

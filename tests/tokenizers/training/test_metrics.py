@@ -1,6 +1,5 @@
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -11,15 +10,14 @@ from mmengine.registry import METRICS
 from mmpretrain.structures import DataSample
 
 from mcbeit_mm.tokenizers.base import Tokenizer
-from mcbeit_mm.tokenizers.training.metrics import ReconstructionMetric
+from mcbeit_mm.tokenizers.training.metrics import ReconstructionMetric, psnr
 from mcbeit_mm.visualization.targets import score_tokenizer
 
-pytest.importorskip('torchmetrics')
 V, STRIDE = 11, 2
 
 
-class Grey(Tokenizer):
-    """Code k is a patch of brightness k / (V - 1)."""
+class Gray(Tokenizer):
+    """Tokenizer whose code k is a gray patch of brightness k / (V - 1)."""
 
     vocab_size, stride = V, STRIDE
 
@@ -40,7 +38,7 @@ class Grey(Tokenizer):
 
 def samples(count=5, size=32):
     images = torch.nn.functional.interpolate(torch.rand(count, 3, 8, 8), size, mode='bilinear')
-    tokenizer = Grey()
+    tokenizer = Gray()
     codes = tokenizer(images).argmax(dim=1)
     rows = []
     for original, back, ids in zip(images, tokenizer.decode(codes), codes, strict=True):
@@ -68,7 +66,7 @@ def test_against_scikit_image_and_slow_counts():
     for row in rows:
         a, b = (x.permute(1, 2, 0).double().numpy() for x in (row.original, row.reconstruction))
         psnr.append(metrics.peak_signal_noise_ratio(a, b, data_range=1))
-        # torchmetrics mirrors the images at their rims, skimage repeats the outermost pixel too.
+        # torchmetrics pads by reflection, scikit-image symmetrically (repeating the edge pixel).
         _, full = metrics.structural_similarity(
             *(np.pad(x, ((5, 5), (5, 5), (0, 0)), mode='reflect') for x in (a, b)),
             data_range=1,
@@ -92,7 +90,7 @@ def test_against_scikit_image_and_slow_counts():
 
 def test_agrees_with_the_report():
     rows = samples()
-    scores = score_tokenizer(Grey(), [torch.stack([row.original for row in rows])])
+    scores = score_tokenizer(Gray(), [torch.stack([row.original for row in rows])])
     result = measure(rows)
     assert result['val/psnr'] == pytest.approx(scores.psnr, abs=1e-4)
     assert result['val/codebook_usage'] == scores.share_used
@@ -121,7 +119,7 @@ def _rank(rank, folder, rows):
 
 
 def test_two_processes_measure_the_same(tmp_path):
-    rows = samples(5)  # one image is dealt out twice, as DefaultSampler does
+    rows = samples(5)  # one image is used twice, as by DefaultSampler
     mp.start_processes(_rank, (tmp_path, rows), nprocs=2, start_method='fork')
     expected = measure(rows)
     for rank in range(2):
@@ -135,7 +133,9 @@ def test_codes_outside_the_vocabulary():
         measure([row])
 
 
-def test_missing_torchmetrics(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'torchmetrics.functional.image', None)
-    with pytest.raises(ImportError, match='pip install torchmetrics'):
-        ReconstructionMetric()
+def test_psnr_of_each_image():
+    reference = torch.full((3, 3, 4, 5), 0.25)
+    images = reference.clone()
+    images[1] += 0.1  # MSE 0.01
+    images[2, 0] += 0.1  # in one channel of three
+    assert psnr(images, reference).tolist() == pytest.approx([100, 20, 20 + 10 * math.log10(3)])

@@ -1,29 +1,41 @@
+import socket
+from pathlib import Path
+
 import pytest
 import torch
+import torchmetrics
+from torch import nn
+from torchvision.models import vgg16
 
-from mcbeit_mm.tokenizers.training.perceptual import STAGES, PerceptualLoss
+from mcbeit_mm.tokenizers.training.perceptual import PerceptualLoss
 
-pytest.importorskip('torchmetrics')
+LINS = Path(torchmetrics.__file__).parent / 'functional/image/lpips_models/vgg.pth'
 
 
 @pytest.fixture(scope='module')
-def lpips():
-    """torchmetrics' LPIPS with its linear layers and random VGG weights of trained size."""
-    from torchmetrics.functional.image.lpips import _LPIPS
-
+def features():
+    """torchvision's VGG16 features with random weights and biases."""
+    with torch.device('meta'):
+        net = vgg16().features
+    net = net.to_empty(device='cpu').requires_grad_(False)
     torch.manual_seed(0)
-    net = _LPIPS(pretrained=True, net='vgg', pnet_rand=True)
-    for name, parameter in net.net.named_parameters():
-        if name.endswith('bias'):  # torchvision's are 0
-            parameter.data.uniform_(-0.1, 0.1)
+    for module in net:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+        elif isinstance(module, nn.ReLU):
+            module.inplace = False  # slow_lpips keeps intermediate features
     return net
 
 
 @pytest.fixture(scope='module')
-def vgg_state(lpips):
-    state = {}
-    for name, tensor in lpips.net.state_dict().items():
-        state[f'features.{name.split(".", 1)[1]}'] = tensor
+def lins():
+    return torch.load(LINS, map_location='cpu', weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def vgg_state(features):
+    state = {f'features.{name}': tensor for name, tensor in features.state_dict().items()}
     assert len(state) == 26
     return state | {'classifier.0.weight': torch.zeros(2, 2)}
 
@@ -40,24 +52,61 @@ def loss(vgg_file):
     return PerceptualLoss(vgg_file)
 
 
+def slow_lpips(features, lins, a, b):
+    """LPIPS by its definition: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3, unit length in C."""
+    shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    x, y = (a - shift) / scale, (b - shift) / scale
+    total, stage = 0, 0
+    for layer, module in enumerate(features):
+        x, y = module(x), module(y)
+        if layer in (3, 8, 15, 22, 29):
+            difference = x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)
+            weight = lins[f'lin{stage}.model.1.weight'].flatten()
+            total = total + torch.einsum('bchw,c->bhw', difference.square(), weight).mean((1, 2))
+            stage += 1
+    return total
+
+
 def pairs():
     a = torch.rand(2, 3, 40, 33) * 2 - 1
     b = (a + 0.3 * torch.randn_like(a)).clamp(-1, 1)
     return a.requires_grad_(), b.requires_grad_()
 
 
-def test_equals_torchmetrics_with_gradients(loss, lpips):
+def test_the_private_network_of_torchmetrics_exists():
+    from torchmetrics.functional.image import lpips
+
+    assert hasattr(lpips, '_NoTrainLpips'), (
+        f'torchmetrics {torchmetrics.__version__} moved its LPIPS network: adapt '
+        'mcbeit_mm/tokenizers/training/perceptual.py'
+    )
+
+
+def test_lpips_by_its_definition_with_gradients(loss, features, lins):
     ours = pairs()
     got = loss(*ours)
     got.sum().backward()
     theirs = [x.detach().clone().requires_grad_() for x in ours]
-    expected = lpips(*theirs).flatten()
+    expected = slow_lpips(features, lins, *theirs)
     expected.sum().backward()
     assert got.shape == (2,) and got.min() > 1e-3
     assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
     for x, y in zip(ours, theirs, strict=True):
         assert y.grad.abs().max() > 0
         assert (x.grad - y.grad).abs().max() < 1e-5 * y.grad.abs().max()
+
+
+def test_construction_is_offline_and_draws_no_random_numbers(vgg_file, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError('network access')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', refuse)
+    state = torch.get_rng_state()
+    PerceptualLoss(vgg_file)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_equal_images(loss):
@@ -99,36 +148,20 @@ def test_image_sizes(loss):
 
 
 @pytest.mark.parametrize('layout', ['lin{}.model.1.weight', 'lin{}.model.0.weight'])
-def test_layouts_of_the_linear_layers(lpips, vgg_file, loss, tmp_path, layout):
-    state = {layout.format(i): lin.model[-1].weight.detach() for i, lin in enumerate(lpips.lins)}
-    state['scaling_layer.shift'] = torch.zeros(1, 3, 1, 1)  # in the state dict of the whole model
+def test_layouts_of_the_linear_layers(lins, vgg_file, loss, tmp_path, layout):
+    state = {layout.format(i): lins[f'lin{i}.model.1.weight'] for i in range(5)}
+    state['scaling_layer.shift'] = torch.zeros(1, 3, 1, 1)  # part of full LPIPS state dicts
     torch.save(state, tmp_path / 'lins.pth')
     a, b = pairs()
     assert torch.equal(PerceptualLoss(vgg_file, tmp_path / 'lins.pth')(a, b), loss(a, b))
 
 
-def test_stages_are_those_of_torchvision():
-    from torchvision.models.vgg import cfgs
-
-    widths, layer = [[]], 0
-    for width in cfgs['D'][:-1]:  # vgg16 without its last pooling
-        if width == 'M':
-            widths.append([])
-            layer += 1
-        else:
-            widths[-1].append((layer, width))
-            layer += 2
-    assert tuple(map(tuple, widths)) == STAGES
-
-
-def test_missing_files(vgg_file, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match='nothing is downloaded.*vgg16-397923af.pth'):
+def test_missing_files(vgg_file, tmp_path):
+    message = r'vgg_weights.*none\.pth.*Nothing is downloaded.*vgg16-397923af\.pth'
+    with pytest.raises(FileNotFoundError, match=message):
         PerceptualLoss(tmp_path / 'none.pth')
-    with pytest.raises(FileNotFoundError, match='lpips_weights.*none.pth.*nothing is downloaded'):
+    with pytest.raises(FileNotFoundError, match='lpips_weights.*none.pth.*Nothing is downloaded'):
         PerceptualLoss(vgg_file, tmp_path / 'none.pth')
-    monkeypatch.setattr('mcbeit_mm.tokenizers.training.perceptual.find_spec', lambda name: None)
-    with pytest.raises(FileNotFoundError, match='pip install torchmetrics'):
-        PerceptualLoss(vgg_file)
 
 
 def test_weights_of_something_else(vgg_file, vgg_state, tmp_path):

@@ -36,7 +36,7 @@ def gradients(model):
         (dict(warmup_iters=100), 'warmup_iters=100'),
         (dict(warmup_iters=-1), 'warmup_iters=-1'),
         (dict(discriminator=DISCRIMINATOR, disc_start=100), 'disc_start=100'),
-        (dict(rec_loss='huber'), "l1, l2, l1\\+l2, got 'huber'"),
+        (dict(rec_loss='huber'), "'huber', expected one of .'l1', 'l2', 'l1.l2'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -80,7 +80,7 @@ def test_perceptual_loss_is_weighted_and_scales_the_adversarial_one():
 
 
 def two_backward_passes(model, images):
-    """Gradients and BatchNorm statistics of two losses, each for its own network."""
+    """Gradients and BatchNorm statistics of separate generator and discriminator passes."""
     x = 2 * images - 1
     vqgan, disc = model.vqgan, model.discriminator
     decoded = vqgan.decode_latents(vqgan.encode_latents(x))
@@ -98,7 +98,7 @@ def two_backward_passes(model, images):
 
 @BOTH
 def test_one_backward_pass_equals_two(cls):
-    """In the plain autoencoder, where no sampling disturbs the comparison."""
+    """Compared in the plain autoencoder, which does not sample."""
     model = build(cls, warmup_iters=5, discriminator=DISCRIMINATOR)
     reference = copy.deepcopy(model)
     expected, buffers = two_backward_passes(reference, pictures(8))
@@ -117,7 +117,7 @@ def test_one_backward_pass_equals_two(cls):
 
 
 @BOTH
-def test_before_its_start_the_discriminator_changes_nothing(cls):
+def test_discriminator_changes_nothing_before_its_start(cls):
     kwargs = dict(discriminator=DISCRIMINATOR, disc_start=1)
     plain, model = build(cls), build(cls, **kwargs)
     before = copy.deepcopy(model.discriminator.state_dict())
@@ -154,7 +154,7 @@ def test_predictions(cls):
     model = build(cls, data_preprocessor=PREPROCESSOR).eval()
     images = pictures(3)
     data = dict(inputs=255 * images, data_samples=[DataSample(number=i) for i in range(3)])
-    samples = [sample.to_dict() for sample in model.val_step(data)]  # what a metric gets
+    samples = [sample.to_dict() for sample in model.val_step(data)]  # as passed to metrics
     assert [sample['number'] for sample in samples] == [0, 1, 2]
     with torch.no_grad():
         ids = model(images).argmax(dim=1)
@@ -166,7 +166,7 @@ def test_predictions(cls):
 
 
 @BOTH
-def test_predictions_of_the_warmup_are_the_autoencoders(cls):
+def test_warmup_predictions_are_those_of_the_autoencoder(cls):
     model, images = build(cls, warmup_iters=5).eval(), pictures(2)
     with torch.no_grad():
         decoded = model.vqgan.decode_latents(model.vqgan.encode_latents(2 * images - 1))
@@ -181,7 +181,7 @@ def test_predictions_of_the_warmup_are_the_autoencoders(cls):
 @BOTH
 @pytest.mark.parametrize('warmup_iters', [0, 2, 50])
 def test_evaluation_changes_no_state(cls, warmup_iters):
-    """With codes, when they are about to be placed, and in the middle of the warm-up."""
+    """With codes, right before they are placed, and during the warm-up."""
     model = build(cls, warmup_iters, discriminator=DISCRIMINATOR, restart_interval=1)
     steps(model, 2)
     model.eval()
@@ -195,7 +195,7 @@ def test_evaluation_changes_no_state(cls, warmup_iters):
 
 @BOTH
 def test_codes_are_placed_from_as_many_latents_after_a_resume(cls, monkeypatch):
-    """A checkpoint at the end of the warm-up does not hold the latents: they are collected anew."""
+    """Without the latents of this rank, a resumed run collects them again."""
     seen = []
     monkeypatch.setattr(training, 'kmeans', lambda v, n: seen.append(len(v)) or kmeans(v, n))
     model = build(cls, warmup_iters=3)
@@ -211,7 +211,7 @@ def test_codes_are_placed_from_as_many_latents_after_a_resume(cls, monkeypatch):
 
 
 @BOTH
-def test_a_resumed_run_goes_on_alike(cls):
+def test_resuming_is_exact(cls):
     model = build(cls, warmup_iters=2, discriminator=DISCRIMINATOR, disc_start=3)
     steps(model, 4)
     resumed = build(cls, warmup_iters=2, discriminator=DISCRIMINATOR, disc_start=3)
@@ -251,11 +251,11 @@ def train_rank(rank, folder, cls):
 
 
 @BOTH
-def test_two_processes_stay_alike(cls, tmp_path):
+def test_two_processes_stay_equal(cls, tmp_path):
     mp.start_processes(train_rank, args=(tmp_path, cls), nprocs=2, start_method='fork')
     one, two = (torch.load(tmp_path / f'{cls.__name__}{rank}.pt') for rank in range(2))
     statistics = [name for name in one if 'running_' in name]
-    for name in one.keys() - set(statistics):  # BatchNorms see the images of their rank
+    for name in one.keys() - set(statistics):  # BatchNorm statistics differ between ranks
         assert torch.equal(one[name], two[name]), name
     assert statistics and not any(torch.equal(one[name], two[name]) for name in statistics)
     assert int(one['usage.restarted']) >= 7
