@@ -11,8 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.loss import plain_loss
-from mcbeit_mm.cached_targets.cache import MANIFEST, CachePlan
-from mcbeit_mm.cached_targets.records import RecordFormat, encode
+from mcbeit_mm.cached_targets.cache import Header, encode
 from mcbeit_mm.cached_targets.tokenizer import CachedTokenizer
 from mcbeit_mm.layers.attention import BandedBias, offset_bias
 from mcbeit_mm.layers.blocks import BiasedAttention
@@ -102,21 +101,17 @@ def mcbeit(side: str, quick: bool) -> MCBEiT:
 
 
 def cache_targets(model: MCBEiT, views: Tensor, quick: bool) -> Tensor:
-    """Put a cache in the place of the model's tokenizer; its records of these views.
-
-    Of 256 codes of 8192, or where that would change the loss (`quick`) of all. Reading them from
-    disk is work of the data loader.
+    """Replace the model's tokenizer by a cache of 256 codes, or of all (`quick`: the same loss);
+    return the records of these views. Reading them from disk is the data loader's work.
     """
     tokenizer = model.tokenizer
     grid = tuple(side // tokenizer.stride for side in views.shape[2:])
-    codes = tokenizer.vocab_size
-    kept = (codes, 4.0, 'float32') if quick else (256, 4.0, 'float16')
-    record = RecordFormat(codes, grid, *kept)
+    vocab_size, tau = tokenizer.vocab_size, 4.0
+    k = vocab_size if quick else 256
     with TemporaryDirectory() as folder:
-        plan = CachePlan(record, 0, 1, 0, 1, tokenizer.stride, {}, {})
-        Path(folder, MANIFEST).write_text(plan.as_json())
+        Header(vocab_size, tokenizer.stride, grid, k, tau, 0, 1, 0, {}, {}).write(folder)
         model._tokenizer[0] = CachedTokenizer(folder).to(views.device)
-    return encode(tokenizer(views), record)
+    return encode(tokenizer(views), k, tau)
 
 
 def beit_v1() -> torch.nn.Module:
