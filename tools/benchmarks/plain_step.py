@@ -1,4 +1,4 @@
-"""The pretraining step without any of this toolkit's short cuts, and mmpretrain's BEiT v1."""
+"""The pretraining step without this toolkit's optimizations, and mmpretrain's BEiT v1."""
 
 import copy
 from pathlib import Path
@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.loss import plain_loss
+from benchmarks.measure import ROOT
 from mcbeit_mm.cached_targets.cache import Header, encode
 from mcbeit_mm.cached_targets.tokenizer import CachedTokenizer
 from mcbeit_mm.layers.attention import BandedBias, offset_bias
@@ -18,7 +19,6 @@ from mcbeit_mm.layers.blocks import BiasedAttention
 from mcbeit_mm.mcbeit import MCBEiT
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
-ROOT = Path(__file__).parents[2]
 TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
 
@@ -60,12 +60,12 @@ class PlainMCBEiT(MCBEiT):
     """The equations one after the other, for all tokens."""
 
     def loss(self, inputs: list[Tensor], data_samples: list) -> dict[str, Tensor]:
-        """As MCBEiT, without the metrics beside the loss."""
+        """As MCBEiT, without metrics."""
         mask = torch.stack([sample.mask for sample in data_samples]).flatten(1)
+        mask = mask.to(inputs[0].device)
         token_logits = self.tokenizer(inputs[1])
-        feats = self.backbone(inputs[0], mask.to(inputs[0].device))[-1][:, 1:]
+        feats = self.backbone(inputs[0], mask)[-1][:, 1:]
         layer = self.head.lm_head
-        mask = mask.to(feats.device)
         return dict(loss=plain_loss(feats, layer.weight, layer.bias, token_logits, mask))
 
 
@@ -77,7 +77,7 @@ def sizes_of_tokenizer(quick: bool) -> dict:
 
 
 def mcbeit(side: str, quick: bool) -> MCBEiT:
-    """The model of the config with a tokenizer of random weights; `side` says how it computes."""
+    """The config's model with a tokenizer of random weights, computing as `side` says."""
     config = Config.fromfile(ROOT / 'configs/_base_/models/mcbeit_vit-base-p16.py').model
     plain = side == 'plain'
     tokenizer = (PlainTokenizer if plain else GumbelVQGANTokenizer)(**sizes_of_tokenizer(quick))
