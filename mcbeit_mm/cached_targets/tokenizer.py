@@ -2,16 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..errors import SetupError
-from ..fileio.pins import sha256_of
 from ..tokenizers.base import Tokenizer
 from .cache import HEADER, decode, encode, read_header
 
@@ -32,7 +29,7 @@ class CachedTokenizer(Tokenizer):
         super().__init__()
         self.header = read_header(checkpoint)
         self.vocab_size, self.stride = self.header.vocab_size, self.header.stride
-        self.freeze(checkpoint)
+        self.freeze(Path(checkpoint, HEADER))  # names tokenizer and crops: the identity
 
     @classmethod
     def geometry(cls, checkpoint: str | os.PathLike) -> dict[str, int]:
@@ -64,7 +61,7 @@ class CachedTokenizer(Tokenizer):
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Raise ValueError: a cache has no decoder."""
         raise ValueError(
-            f'{self.weights_file} holds cached targets, which cannot be decoded to images: set '
+            f'{self.weights_file}: cached targets cannot be decoded to images: set '
             'model.target_generator to the tokenizer'
         )
 
@@ -74,7 +71,7 @@ class CachedTokenizer(Tokenizer):
         wrong_tau = header.k < header.vocab_size and tau not in (0, header.tau)
         if tuple(patches) != header.grid or wrong_tau:
             raise SetupError(
-                f'{self.weights_file} has targets for {header.grid} patches and tau={header.tau:g},'
+                f'{self.weights_file}: targets for {header.grid} patches and tau={header.tau:g},'
                 f' training uses {tuple(patches)} and {tau:g}: build a cache from this config'
             )
 
@@ -82,12 +79,3 @@ class CachedTokenizer(Tokenizer):
         """Records of random logits, for dry runs."""
         logits = torch.randn(batch, self.vocab_size, *patches)
         return encode(logits, self.header.k, self.header.tau)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Type, folder and SHA-256 of the header, which names tokenizer and crops."""
-        return {
-            'type': type(self).__name__,
-            'checkpoint': os.fspath(self.weights_file),
-            'sha256': sha256_of(Path(self.weights_file, HEADER)),
-        }

@@ -1,5 +1,7 @@
 """Records in place of images, and what is refused."""
 
+from hashlib import sha256
+
 import pytest
 import torch
 from tiny_cache import write_header
@@ -28,7 +30,9 @@ def test_replaces_a_tokenizer(tokenizer, tmp_path):
 
 def test_identity_is_that_of_the_header(tokenizer, tmp_path):
     identity = tokenizer.identity
-    assert identity['type'] == 'CachedTokenizer' and len(identity['sha256']) == 64
+    assert identity['type'] == 'CachedTokenizer'
+    assert identity['checkpoint'] == str(tmp_path / 'cache.json')
+    assert identity['sha256'] == sha256((tmp_path / 'cache.json').read_bytes()).hexdigest()
     write_header(tmp_path, k=6)
     assert CachedTokenizer(tmp_path).identity['sha256'] != identity['sha256']
 
