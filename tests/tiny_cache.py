@@ -49,7 +49,9 @@ def tiny_config(root, **head):
     tokenizer = root / 'tokenizer.pt'
     if not tokenizer.exists():
         torch.manual_seed(1)
-        torch.save(GumbelVQGANTokenizer(**TINY_VQGAN).state_dict(), tokenizer)
+        state = GumbelVQGANTokenizer(**TINY_VQGAN).state_dict()
+        state['quantize.proj.weight'] *= 50  # as confident as a trained one
+        torch.save(state, tokenizer)
     model = dict(
         type='MCBEiT',
         data_preprocessor=dict(
