@@ -1,7 +1,9 @@
 """Pretraining config -> cached targets: the tokenizer's best codes for each image's fixed crops."""
 
+import errno
 import inspect
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.bad_samples import OUTAGES
 from ..datasets.images import BadImageError
+from ..fileio.atomic_files import remove_leftovers
 from ..head import MCBEiTHead
 from ..targets import soft_probs
 from ..tokenizers.base import check_tokens
@@ -113,11 +116,19 @@ class CacheBuilder:
 
         Raises:
             FileExistsError: the folder holds anything else than an unfinished cache.
+            OSError: the disk is too small.
         """
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
         if {file.name for file in out.iterdir()} - {TARGETS, IMAGES}:
             raise FileExistsError(f'{out} is not empty: choose another folder')
+        for file in out.iterdir():
+            file.unlink()
         header, checks, last = self.header, [], time.monotonic()
+        size = 2 * math.prod(header.shape)
+        report(f'{header.num_images:,} images x {header.num_crops} crops: {size / GIB:.2f} GiB')
+        if size > shutil.disk_usage(out).free:
+            raise OSError(errno.ENOSPC, f'no space for {size / GIB:.2f} GiB', str(out))
         layout = dict(descr='<i2', fortran_order=False, shape=header.shape)
         loader = DataLoader(self.views, batch_size, num_workers=num_workers)
         with open(out / TARGETS, 'wb') as file:

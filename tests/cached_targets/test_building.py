@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,13 +122,23 @@ def test_an_interrupted_build_starts_over(root, monkeypatch):
         read_header(out)
     lines = []
     assert builder.build(out, 2, report=lines.append) == 1
-    assert lines == ['2/6 images', '4/6 images', '6/6 images']
+    assert lines[0] == '6 images x 2 crops: 0.00 GiB'
+    assert lines[1:] == ['2/6 images', '4/6 images', '6/6 images']
     for file in sorted((root / 'whole').iterdir()):
         assert (out / file.name).read_bytes() == file.read_bytes()
     with pytest.raises(FileExistsError, match='not empty'):
         builder.build(out, 2)
     with pytest.raises(FileExistsError, match='not empty'):
         builder.build(root, 2)
+
+
+def test_a_small_disk_is_refused_at_once(root, monkeypatch):
+    builder = CacheBuilder(tiny_config(root), 4, 2)
+    monkeypatch.setattr(building.shutil, 'disk_usage', lambda _: SimpleNamespace(free=3455))
+    with pytest.raises(OSError, match='no space for 0.00 GiB'):  # 6 x 2 x 16 x 9 x 2 bytes
+        builder.build(root / 'cache')
+    monkeypatch.setattr(building.shutil, 'disk_usage', lambda _: SimpleNamespace(free=3456))
+    assert builder.build(root / 'cache') == 1
 
 
 @pytest.mark.parametrize(
