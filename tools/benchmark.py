@@ -47,37 +47,46 @@ def main() -> None:
     if args.child:
         number, side = args.child
         case = modules[args.topic].cases(device, args.quick)[int(number)]
-        run = case.build(side, device, **case.settings)
-        print(json.dumps(measure.peak_memory(run, device)))
+        once = case.build(side, device, **case.settings)
+        print(json.dumps(measure.peak_memory(once, device)))
         return
 
-    results, facts, rates = [], [], {}
-    for topic, module in modules.items():
-        for number, case in enumerate(module.cases(device, args.quick)):
-            print(f'{case.name} ...', file=sys.stderr, flush=True)
-            if args.quick:  # too small for goals
-                case = case._replace(goal=None, memory_goal=None)
-            if case.computes and case.dtype not in rates:
-                rates[case.dtype] = measure.matmul_rate(device, case.dtype)
-            result = measure.measure(case, device, args.repeats, rates.get(case.dtype))
-            if case.computes and not args.no_memory:
-                for side, found in result['sides'].items():
-                    found['peak'] = measure.peak_of_child(topic, number, side, device, args.quick)
-            results.append(result)
-        if hasattr(module, 'facts'):
-            facts += module.facts(device, args.quick)
-    for dtype, rate in rates.items():
-        how = f'{dtype}, the faster of two sizes'
-        facts.append(measure.Fact('matrix products', f'{rate / 1e12:.3g}', 'TFLOP/s', how))
+    results, facts = run(modules, device, args)
     environment = measure.environment(device)
     markdown = tables.as_markdown(results, facts, environment)
-    print(markdown)
+    print(markdown, end='')
     if args.json:
         facts = [fact._asdict() for fact in facts]
         content = dict(environment=environment, results=results, facts=facts)
         args.json.write_text(json.dumps(content, indent=2) + '\n')
     if args.markdown:
         args.markdown.write_text(markdown)
+
+
+def run(modules: dict, device: str, args: argparse.Namespace) -> tuple[list[dict], list]:
+    """Results and facts of the topics."""
+    from benchmarks import measure
+
+    quick = args.quick
+    results, facts, rates = [], [], {}
+    for topic, module in modules.items():
+        for number, case in enumerate(module.cases(device, quick)):
+            print(f'{case.name} ...', file=sys.stderr, flush=True)
+            if quick:  # too small for goals
+                case = case._replace(goal=None, memory_goal=None)
+            if case.computes and case.dtype not in rates:
+                rates[case.dtype] = measure.matmul_rate(device, case.dtype)
+            result = measure.measure(case, device, args.repeats, rates.get(case.dtype))
+            if case.computes and not args.no_memory:
+                for side, found in result['sides'].items():
+                    found['peak'] = measure.peak_of_child(topic, number, side, device, quick)
+            results.append(result)
+        if hasattr(module, 'facts'):
+            facts += module.facts(device, quick)
+    for dtype, rate in rates.items():
+        how = f'{dtype}, the faster of two sizes'
+        facts.append(measure.Fact('matrix products', f'{rate / 1e12:.3g}', 'TFLOP/s', how))
+    return results, facts
 
 
 if __name__ == '__main__':

@@ -118,17 +118,10 @@ class CacheBuilder:
             FileExistsError: the folder holds anything else than an unfinished cache.
             OSError: the disk is too small.
         """
-        out.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(out)
-        if {file.name for file in out.iterdir()} - {TARGETS, IMAGES}:
-            raise FileExistsError(f'{out} is not empty: choose another folder')
-        for file in out.iterdir():
-            file.unlink()
         header, checks, last = self.header, [], time.monotonic()
         size = 2 * math.prod(header.shape)
         report(f'{header.num_images:,} images x {header.num_crops} crops: {size / GIB:.2f} GiB')
-        if size > shutil.disk_usage(out).free:
-            raise OSError(errno.ENOSPC, f'no space for {size / GIB:.2f} GiB', str(out))
+        make_room(out, size)
         layout = dict(descr='<i2', fortran_order=False, shape=header.shape)
         loader = DataLoader(self.views, batch_size, num_workers=num_workers)
         with open(out / TARGETS, 'wb') as file:
@@ -163,6 +156,18 @@ class CacheBuilder:
             sizes = f'{k:<16}{math.prod(shape[2:]) / 512:<16.1f}{math.prod(shape) * 2 / GIB:<16.3g}'
             lines.append(f'{sizes}{mass:<16.4f}{kl:<16.2e}{changed:.3%}')
         return '\n'.join(lines)
+
+
+def make_room(out: Path, size: int) -> None:
+    """Make a folder, or empty that of an unfinished cache; check that `size` bytes are free."""
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    if {file.name for file in out.iterdir()} - {TARGETS, IMAGES}:
+        raise FileExistsError(f'{out} is not empty: choose another folder')
+    for file in out.iterdir():
+        file.unlink()
+    if size > shutil.disk_usage(out).free:
+        raise OSError(errno.ENOSPC, f'no space for {size / GIB:.2f} GiB', str(out))
 
 
 def split_pipeline(pipeline: Sequence[dict]) -> tuple[list[dict], dict]:

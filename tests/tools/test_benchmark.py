@@ -154,25 +154,48 @@ def test_table_says_which_goals_are_met(module):
     assert '|' not in tables.as_markdown([], [fact], {})
 
 
-def test_script_measures_time_and_memory(module, tmp_path, tells_peaks, monkeypatch, capsys):
-    measure, script = module('measure'), str(ROOT / 'tools/benchmark.py')
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    peak = measure.peak_of_child('loss', 0, 'ours', 'cpu', quick=True)
-    assert peak > 0 if tells_peaks else peak is None
-    peaks = dict(plain=200, ours=100)
-    monkeypatch.setattr(measure, 'peak_of_child', lambda topic, case, side, *_: peaks[side])
+@pytest.fixture
+def in_process(module, monkeypatch, capsys):
+    """Run commands of the script in this process; returns their standard output."""
+
+    def run(command, **kwargs):
+        words = [str(word) for word in command if word != sys.executable]
+        monkeypatch.setattr(sys, 'argv', words)
+        capsys.readouterr()
+        runpy.run_path(words[0], run_name='__main__')
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out)
+
+    monkeypatch.setattr(module('measure').subprocess, 'run', run)
+    return run
+
+
+def test_script_measures_time_and_memory(module, in_process, tmp_path, monkeypatch):
+    measure = module('measure')
+    monkeypatch.setattr(measure, 'matmul_rate', lambda device, dtype: 1e11)
+    monkeypatch.setattr(measure, 'peak_memory', lambda run, device: len(peaks))
+    peaks = []
+
+    def peak_of_child(*args):
+        peaks.append(args)
+        return original(*args)
+
+    original = measure.peak_of_child
+    monkeypatch.setattr(measure, 'peak_of_child', peak_of_child)
     files = [tmp_path / name for name in ('a.json', 'a.md')]
-    words = ['loss', '--quick', '--repeats', '2', '--device', 'cpu']
-    monkeypatch.setattr(
-        sys, 'argv', [script, *words, '--json', str(files[0]), '--markdown', str(files[1])]
-    )
-    runpy.run_path(script, run_name='__main__')
+    words = [ROOT / 'tools/benchmark.py', 'loss', '--quick', '--repeats', '2', '--device', 'cpu']
+    shown = in_process([*words, '--json', files[0], '--markdown', files[1]]).stdout
     content = json.loads(files[0].read_text())
     (case,) = content['results']
-    for side, found in case['sides'].items():
+    for found in case['sides'].values():
         assert found['seconds'][1] > 0 and found['gflop'] > 0 and found['share'] > 0
-        assert found['peak'] == peaks[side]
     assert case['sides']['ours']['gflop'] < case['sides']['plain']['gflop']  # masked rows only
+    assert peaks == [('loss', 0, side, 'cpu', True) for side in ('plain', 'ours')]
+    assert [found['peak'] for found in case['sides'].values()] == [1, 2]
     assert content['environment']['torch'] == torch.__version__
-    assert [fact['name'] for fact in content['facts']] == ['matrix products']
-    assert '| ours |' in files[1].read_text() and files[1].read_text() in capsys.readouterr().out
+    assert [fact['value'] for fact in content['facts']] == ['0.1']  # TFLOP/s
+    assert '| ours |' in shown and shown == files[1].read_text()
+
+
+def test_script_answers_at_once():
+    command = [sys.executable, ROOT / 'tools/benchmark.py', '--help']
+    assert b'--markdown' in subprocess.run(command, capture_output=True, timeout=10).stdout
