@@ -1,4 +1,4 @@
-"""Runs of a tiny MCBEiT in one process or several; spawned processes import this module by name."""
+"""Runs of a tiny MCBEiT in one process or several."""
 
 import os
 import socket
@@ -133,8 +133,6 @@ def on_ranks(world, folder, work):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    # The package is imported once, by the server from which the ranks are forked.
-    mp.get_context('forkserver').set_forkserver_preload(['mcbeit_mm'])
     args = (world, port, str(folder), work)
-    mp.start_processes(one_rank, args, nprocs=world, start_method='forkserver')
+    mp.start_processes(one_rank, args, nprocs=world, start_method='fork')
     return [torch.load(f'{folder}/{rank}.pt') for rank in range(world)]
