@@ -180,12 +180,8 @@ def execute(command: Sequence[str], log: Path, env: dict[str, str]) -> int:
         try:
             return process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            os.killpg(process.pid, signal.SIGTERM)  # training saves, then exits
+            process.wait()
             raise
 
 
@@ -195,7 +191,6 @@ def write_results(runs: Sequence[Run], finetune: Config | None, out: Path) -> di
     out.mkdir(parents=True, exist_ok=True)
     (out / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
     (out / 'table.md').write_text(markdown(results))
-    chart = figure(results)
-    if chart:
+    if chart := figure(results):
         chart.savefig(out / 'table.png')
     return results

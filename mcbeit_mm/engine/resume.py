@@ -96,19 +96,13 @@ def rescaled_position(
     new_batch: int,
     epoch_lengths: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Convert the position of a run to iterations of another size.
+    """Convert 'epoch' and 'iter' of meta to another number of images per iteration.
 
     Whole epochs stay whole. Within an epoch, the images seen are rounded down to whole batches:
     fewer than `new_batch` are repeated, none is skipped.
 
     Args:
-        meta: of the checkpoint, with 'epoch' and 'iter'.
-        old_batch: images of all processes per iteration, see `experiment.images_per_iteration`.
-        new_batch: the same for the resumed run.
         epoch_lengths: iterations per epoch, old and new; None for a loop over iterations.
-
-    Returns:
-        Epoch and iteration of the resumed run.
     """
     epoch, iteration = meta['epoch'], meta['iter']
     if epoch_lengths is None:

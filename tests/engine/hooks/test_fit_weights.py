@@ -120,10 +120,10 @@ def test_other_models_and_resumed_runs_are_left_alone():
     assert checkpoint['state_dict'] is state
 
 
-def test_a_test_demands_the_head_too(tmp_path):
+def test_a_test_requires_the_head_too(tmp_path):
     path = tmp_path / 'pretrained.pth'
     torch.save(pretrained(), path)
-    with pytest.raises(SetupError, match='the checkpoint has no head.fc.weight'):
+    with pytest.raises(SetupError, match='the checkpoint lacks head.fc.weight'):
         loaded(Classifier(), tmp_path, path, FitWeightsHook(complete=True))
     trained = Classifier()
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')

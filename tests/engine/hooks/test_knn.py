@@ -1,4 +1,4 @@
-"""KNNHook in small real runs: right numbers, untouched training."""
+"""KNNHook in small real runs: correct numbers, unchanged training."""
 
 import json
 import multiprocessing
@@ -175,8 +175,8 @@ def test_generators_are_restored(tmp_path, folder):
     'changes, message',
     [
         (dict(data='nowhere'), 'no folder nowhere/train'),
-        (dict(k=14), r'k must lie in \[1, 13\], got 14'),
-        (dict(max_train=4), r'k must lie in \[1, 4\], got 5'),
+        (dict(k=14), r'expected k in \[1, 13\], got 14'),
+        (dict(max_train=4), r'expected k in \[1, 4\], got 5'),
         (dict(layer=2), 'no layer 2 among 2 blocks'),
     ],
 )

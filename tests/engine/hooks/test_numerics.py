@@ -307,7 +307,7 @@ def test_counts_survive_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize('settings', [dict(max_in_a_row=0), dict(spike=0), dict(window=1)])
 def test_impossible_settings(settings):
-    with pytest.raises(ValueError, match='need max_in_a_row'):
+    with pytest.raises(ValueError, match='expected max_in_a_row'):
         NumericsHook(**settings)
 
 

@@ -100,5 +100,5 @@ def test_enlarged_by_a_whole_factor():
 
 
 def test_number_of_images():
-    with pytest.raises(ValueError, match='1 or more, got 0'):
+    with pytest.raises(ValueError, match='num_images >= 1, got 0'):
         ReconstructionHook(num_images=0)

@@ -34,7 +34,7 @@ def test_same_weights_pass_in_silence(resume):
 
 
 def test_other_weights_stop_a_resumed_run():
-    with pytest.raises(SetupError, match='trained with tokenizer .*aaaa.*this run has .*bbbb'):
+    with pytest.raises(SetupError, match='trained with tokenizer .*aaaa.*this run uses .*bbbb'):
         TokenizerIdentityHook().after_load_checkpoint(runner_with('b' * 64, True), saved('a' * 64))
 
 
