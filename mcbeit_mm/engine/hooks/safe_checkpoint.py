@@ -1,7 +1,5 @@
 """Checkpoints that survive crashes, full disks and signals."""
 
-import hashlib
-import io
 import os.path as osp
 import time
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import _load_checkpoint
 
 from ...errors import SetupError
 from ...fileio.atomic_files import FULL, remove_leftovers, write_atomically
@@ -178,18 +175,6 @@ class SafeCheckpointHook(CheckpointHook):
         for name in filter(None, names):
             self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
         self.file_backend.remove_now()
-
-    @master_only
-    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        """Write the published keys to a file named by the first digits of its SHA-256."""
-        checkpoint = _load_checkpoint(ckpt_path, map_location='cpu')
-        buffer = io.BytesIO()
-        torch.save({k: v for k, v in checkpoint.items() if k in self.published_keys}, buffer)
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
-        with self._full_disk_explained(runner):
-            self.file_backend.put(buffer.getvalue(), path)
-        runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}.')
 
     @contextmanager
     def _own_weights(self, runner: Runner) -> Iterator[None]:
