@@ -75,29 +75,26 @@ def ablate(
     table_only: bool = False,
     **steps,
 ) -> int:
-    """Run configs x seeds and write results.json, table.md and table.png to `out`.
+    """Run pretraining configs x seeds, write results.json, table.md and table.png to `out`.
 
     Args:
-        configs: files and globs of pretraining configs.
-        data: image folder with train/ and val/.
+        configs: files and globs.
         on: value of MCBEIT_ABLATION, the base of configs/ablations.
         check: only list what is missing.
         table_only: only tabulate; settings are not compared, so tokenizers may differ.
         steps: see `Steps`.
 
-    Returns:
-        Exit status: 0 complete, 1 runs failed or missing, 130 interrupted.
+    Returns: exit status 0 complete, 1 runs failed or missing, 130 interrupted.
     """
     MMLogger.get_current_instance().setLevel('WARNING')  # it names variables once per config
     set_environment(data, on, check_data=not table_only)
     steps = Steps(data or '', **steps)
     runs = plan(find_configs(configs), seeds, out, cfg_options, steps.precision)
     finetune = steps.finetune_config()
-    failed = []
     if not table_only:
         check_agreement(runs, finetune and (Path(steps.finetune), finetune))
         try:
-            failed = run_missing(runs, steps, finetune, out, check)
+            run_missing(runs, steps, finetune, out, check)
         except KeyboardInterrupt:
             print('\ninterrupted: rerun the same command to continue', file=sys.stderr)
             return 130
@@ -105,8 +102,6 @@ def ablate(
         return 0
     results = write_results(runs, finetune, out)
     print(f'\n{(out / "table.md").read_text()}\nwritten to {out}/table.md')
-    if failed:
-        print(f'{len(failed)} runs failed: {"; ".join(failed)}', file=sys.stderr)
     return int(any(row['missing'] for row in results['configs'].values()))
 
 
@@ -130,9 +125,8 @@ def set_environment(data: str | None, on: str | None, check_data: bool = True) -
 
 def run_missing(
     runs: Sequence[Run], steps: Steps, finetune: Config | None, out: Path, check: bool = False
-) -> list[str]:
-    """Execute what runs lack, or only list it; return the runs that failed."""
-    failed = []
+) -> None:
+    """Execute what runs lack, or only list it; after a failure continue with the next run."""
     for number, run in enumerate(runs, start=1):
         missing = missing_steps(run, finetune)
         title = f'[{number}/{len(runs)}] {run}'
@@ -143,10 +137,8 @@ def run_missing(
         for step in missing:
             if problem := perform(step, run, steps):
                 print(f'FAILED\n{problem}', file=sys.stderr, flush=True)
-                failed.append(str(run))
                 break
         write_results(runs, finetune, out)
-    return failed
 
 
 def perform(step: str, run: Run, steps: Steps) -> str | None:

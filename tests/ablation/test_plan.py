@@ -1,4 +1,4 @@
-"""Which runs are planned, what they lack, and which existing ones do not fit."""
+"""Planned runs, what they lack, and existing runs with different settings."""
 
 import pytest
 from mmengine.config import Config
@@ -24,7 +24,7 @@ def test_all_configs_of_a_seed_come_first_and_the_baseline_first_of_all(folder):
     assert runs[4].cfg.train_dataloader.dataset.data_prefix == 'train'
 
 
-def test_own_options_and_precision_arrive(folder):
+def test_options_and_precision(folder):
     prefix = 'train_dataloader.dataset.data_prefix=part'
     (run,) = planned(folder, prefix, seeds=[3], pattern='baseline.py', precision='bf16')
     assert run.options == (prefix, 'randomness.seed=3')
@@ -46,7 +46,7 @@ def test_only_what_is_missing_is_done(folder):
     run, *_ = planned(folder)
     transfer = Config(dict(train_cfg=dict(max_epochs=2)))
     assert plan.missing_steps(run, transfer) == ['train', 'evaluate', 'finetune']
-    finish(run, epoch=2)  # of 3; an evaluation of it counts for nothing
+    finish(run, epoch=2)  # of 3; its evaluation does not count
     assert plan.missing_steps(run) == ['train', 'evaluate']
     finish(run)
     assert plan.missing_steps(run) == []
@@ -61,7 +61,7 @@ def test_only_what_is_missing_is_done(folder):
     assert plan.is_trained(run.folder, iterations)
 
 
-def test_a_run_of_other_settings_is_refused_with_their_names(folder):
+def test_a_run_with_different_settings_is_refused(folder):
     for run in planned(folder):
         finish(run)
     plan.check_agreement(planned(folder))
@@ -74,7 +74,7 @@ def test_a_run_of_other_settings_is_refused_with_their_names(folder):
 @pytest.mark.parametrize(
     'option', ['train_dataloader.num_workers=0', 'model.head.vocab_size=512', 'work_dir=y']
 )
-def test_what_changes_no_result_is_no_other_experiment(folder, option):
+def test_settings_without_influence_may_differ(folder, option):
     finish(planned(folder)[0])
     plan.check_agreement(planned(folder, option))
 
@@ -82,7 +82,7 @@ def test_what_changes_no_result_is_no_other_experiment(folder, option):
 def test_moved_data_is_the_same_other_data_is_not(folder):
     finish(planned(folder)[0])
     moved, key = folder / 'moved', 'train_dataloader.dataset.data_root'
-    plan.check_agreement(planned(folder, f'{key}={moved}'))  # not there: cannot be compared
+    plan.check_agreement(planned(folder, f'{key}={moved}'))  # missing: cannot be compared
     moved.mkdir()
     with pytest.raises(ValueError, match='data_root'):
         plan.check_agreement(planned(folder, f'{key}={moved}'))

@@ -122,7 +122,6 @@ def test_a_failed_run_is_reported_and_the_others_continue(call, folder, capsys):
     assert call() == (1, ['baseline', 'baseline', 'omega-0', 'omega-1', 'omega-1'])
     error = capsys.readouterr().err
     assert 'train failed with exit status 1' in error and 'the reason' in error
-    assert '1 runs failed: omega-0, seed 0' in error
     table = (folder / 'out/table.md').read_text()
     assert 'Missing or incomplete: 1 runs: omega-0 (seed 0).' in table
     assert (folder / 'out/table.png').stat().st_size > 1000
@@ -172,24 +171,27 @@ def wait_for(found, process, seconds=200):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
-def test_interrupted_and_continued(tmp_path):
-    """Two configs, two seeds, stopped in the middle of the second run, then run to the end."""
-    torch.save(
-        dict(state_dict=GumbelVQGANTokenizer(DDCONFIG, 24, 8).state_dict()),
-        tmp_path / 'tokenizer.pth',
-    )
-    text = CONFIG.format(root=ROOT, folder=tmp_path, ddconfig=DDCONFIG)
-    (tmp_path / 'baseline.py').write_text(text)
+def write_pretraining(folder):
+    """Write two tiny pretraining configs, a tokenizer and photos of two classes."""
+    tokenizer = GumbelVQGANTokenizer(DDCONFIG, 24, 8)
+    torch.save(dict(state_dict=tokenizer.state_dict()), folder / 'tokenizer.pth')
+    text = CONFIG.format(root=ROOT, folder=folder, ddconfig=DDCONFIG)
+    (folder / 'baseline.py').write_text(text)
     delta = "_base_ = './baseline.py'\nmodel = dict(head=dict(omega=1.0))\n"
-    (tmp_path / 'omega-1.py').write_text(delta)
+    (folder / 'omega-1.py').write_text(delta)
     rng = np.random.default_rng(0)
     for split, count in (('train', 16), ('val', 4)):
-        for label, folder in enumerate(('dark', 'light')):
-            (tmp_path / 'photos' / split / folder).mkdir(parents=True)
+        for label, name in enumerate(('dark', 'light')):
+            (folder / 'photos' / split / name).mkdir(parents=True)
             for i in range(count):
                 image = rng.integers(120 * label, 120 * label + 60, (72, 80, 3), dtype=np.uint8)
-                Image.fromarray(image).save(tmp_path / 'photos' / split / folder / f'{i}.png')
+                Image.fromarray(image).save(folder / 'photos' / split / name / f'{i}.png')
+
+
+@pytest.mark.slow
+def test_interrupted_and_continued(tmp_path):
+    """Two configs, two seeds, interrupted during the second run, then run to the end."""
+    write_pretraining(tmp_path)
     out = tmp_path / 'out'
     command = [sys.executable, 'tools/ablate.py', str(tmp_path / '*.py'), '--data',
                str(tmp_path / 'photos'), '--out', str(out), '--seeds', '0', '1',

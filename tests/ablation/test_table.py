@@ -1,4 +1,4 @@
-"""Numbers of finished runs as a table and a plot."""
+"""Results of finished runs as a table and a plot."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ def folder(tmp_path):
     return write_configs(tmp_path)
 
 
-def test_the_table_says_mean_spread_difference_and_what_is_missing(folder):
+def test_the_table_shows_mean_spread_difference_and_missing_runs(folder):
     runs = planned(folder, seeds=(0, 1, 2))
     knn = dict(baseline=[30.0, 31.0, 35.0], **{'omega-0': [33.0, 34.5], 'omega-1': [29.0]})
     for run in runs:

@@ -124,7 +124,7 @@ def test_unwatched_tokenizer_paths_are_compared(cfg, tmp_path):
     check_same_run(meta, cfg, 1, report=pytest.fail)
 
 
-def test_pins_decide_where_both_have_one(cfg):
+def test_two_pins_decide(cfg):
     pinned = dict(type='PerceptualLoss', vgg_weights=f'/old/vgg.pth#sha256={SHA}')
     cfg.model.perceptual = dict(pinned)
     meta = dict(run=run_facts(cfg, 1))
@@ -136,7 +136,7 @@ def test_pins_decide_where_both_have_one(cfg):
 
 
 def test_only_so_many_differences_are_listed(cfg, meta):
-    cfg.model.head = {f'option_{i}': i for i in range(10)}  # and omega, tau gone
+    cfg.model.head = {f'option_{i}': i for i in range(10)}  # omega and tau are gone
     with pytest.raises(ValueError, match=r'option_5: \(absent\) -> 5; and 4 more\. Use'):
         check_same_run(meta, cfg, 16)
 

@@ -150,7 +150,7 @@ def test_resumed_at_any_iteration(tmp_path, loop, sampler, workers, monkeypatch)
             assert_same(rest.model.seen, whole.model.seen[step:])
 
 
-def test_seed_of_the_checkpoint_is_taken_if_the_config_has_none(tmp_path):
+def test_seed_of_the_checkpoint_is_used_if_the_config_has_none(tmp_path):
     whole, _ = run(tmp_path / 'whole', 'ResumableEpochLoop', seed=None)
     rest, _ = run(tmp_path / 'rest', 'ResumableEpochLoop', tmp_path / 'whole/iter_6.pth', seed=None)
     assert base_seed(rest) == base_seed(whole)

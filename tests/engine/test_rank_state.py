@@ -81,7 +81,7 @@ def test_nothing_to_keep():
     assert rank_state.collect(fake_runner()) is None
 
 
-def test_modules_and_gradients_come_back():
+def test_modules_and_gradients_are_restored():
     states = rank_state.collect(fake_runner(7, 0.5))
     runner = fake_runner()
     rank_state.restore(runner, states)

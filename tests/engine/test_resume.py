@@ -38,7 +38,7 @@ def cut(file, share=0.6):
 
 
 def flip(file):
-    """Change one byte among the weights; the file can still be opened."""
+    """Change one byte of the weights; the file still opens."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -47,7 +47,7 @@ def flip(file):
 
 @pytest.fixture
 def work(tmp_path):
-    """A work dir with three checkpoints, as it looks in the middle of a run."""
+    """A work dir with three checkpoints in the middle of a run."""
     folder = tmp_path / 'work'
     for epoch in (1, 2, 3):
         save(folder / f'epoch_{epoch}.pth', 100 * epoch, epoch, minute=epoch)
@@ -55,7 +55,7 @@ def work(tmp_path):
     return folder
 
 
-def test_the_last_saved_is_found_whatever_the_dates_of_the_files(work, capsys):
+def test_the_last_saved_is_found_whatever_the_modification_times(work, capsys):
     for age, name in enumerate(('epoch_3.pth', 'epoch_2.pth', 'epoch_1.pth')):
         os.utime(work / name, (age, age))
     assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
@@ -74,12 +74,12 @@ def test_a_run_killed_before_last_checkpoint_was_written(work):
 
 def test_moved_and_copied_folders(work, tmp_path):
     moved = tmp_path / 'moved'
-    shutil.copytree(work, moved, copy_function=shutil.copyfile)  # with new dates
+    shutil.copytree(work, moved, copy_function=shutil.copyfile)  # new modification times
     shutil.rmtree(work)
     assert resume.find_checkpoint(moved) == moved / 'epoch_3.pth'
 
 
-def test_interrupted_runs_go_on_in_the_middle_of_an_epoch(work):
+def test_interrupted_runs_continue_within_an_epoch(work):
     middle = save(work / 'interrupted_iter_337.pth', 337, 3, minute=4)
     assert resume.find_checkpoint(work) == middle
     later = save(work / 'epoch_4.pth', 400, 4, minute=4)  # within the same minute
@@ -188,7 +188,7 @@ def test_published_copies_do_not_come_before_their_originals(work):
     assert resume.find_checkpoint(work) == work / 'epoch_3.pth'
 
 
-def test_checkpoints_that_do_not_say_when_they_were_saved(tmp_path):
+def test_checkpoints_without_a_time_of_saving(tmp_path):
     """From other programs: last_checkpoint names the newest, else the modification time decides."""
     for date, name in enumerate(('b', 'a', 'c')):
         os.utime(save(tmp_path / f'{name}.pth'), (date, date))
@@ -199,7 +199,7 @@ def test_checkpoints_that_do_not_say_when_they_were_saved(tmp_path):
     assert resume.find_checkpoint(tmp_path) == tmp_path / 'c.pth'
 
 
-def test_files_that_a_running_training_deletes_meanwhile(work, monkeypatch):
+def test_files_that_a_running_training_deletes(work, monkeypatch):
     read = resume.read_checkpoint
 
     def delete_and_read(path):
@@ -273,7 +273,7 @@ def test_a_resume_is_checked_before_anything_is_built(tmp_path, capsys):
 @pytest.mark.parametrize(
     'content', [dict(state_dict={}), dict(meta=dict(iter=1)), dict(optimizer={})]
 )
-def test_mere_weights_are_no_run(content, tmp_path):
+def test_bare_weights_are_not_resumed(content, tmp_path):
     torch.save(content, tmp_path / 'weights.pth')
     with pytest.raises(ValueError, match='holds weights but no training state.*load_from'):
         resume.check_resume(Config(CONFIG), tmp_path / 'weights.pth', 1)
@@ -309,9 +309,9 @@ def test_rescaled_position_repeats_less_than_a_batch_and_skips_none(
 
 def test_rescaled_position_at_the_end_of_an_epoch():
     assert resume.rescaled_position(dict(epoch=2, iter=20), 16, 8, (10, 20)) == (2, 40)
-    # 7 images: the smaller last batch counted in full, then dropped.
+    # 7 images: the smaller last batch counts in full, then it is dropped.
     assert resume.rescaled_position(dict(epoch=1, iter=4), 4, 2, (2, 3)) == (1, 6)
-    # After its last iteration, but not yet counted as done, as an iteration interval saves it.
+    # After the last iteration of an epoch that is not counted yet (interval in iterations).
     assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 21)) == (1, 41)
     assert resume.rescaled_position(dict(epoch=1, iter=20), 16, 8, (10, 20)) == (1, 40)
 
@@ -339,7 +339,7 @@ def test_position_of_a_loaded_checkpoint(lengths, place):
 
 
 class Line(torch.nn.Linear):
-    """A model of MMEngine's kind with a loss."""
+    """A model with the train_step that MMEngine calls."""
 
     def __init__(self):
         super().__init__(1, 1)
@@ -365,7 +365,7 @@ def runner_of(tmp_path, lr, milestone, resumed=None):
 
 
 def test_mmengine_takes_rates_and_schedules_from_the_checkpoint(tmp_path):
-    """As check_same_run tells those who change them and go on."""
+    """As docs/reliability.md says about --allow-changes."""
     runner_of(tmp_path, 0.1, milestone=9).train()
     runner = runner_of(tmp_path, 0.5, milestone=2, resumed=str(tmp_path / 'epoch_1.pth'))
     runner.train()
@@ -373,7 +373,7 @@ def test_mmengine_takes_rates_and_schedules_from_the_checkpoint(tmp_path):
 
 
 class Diary(Line):
-    """A model that notes the images it is shown."""
+    """A model that records its images."""
 
     def train_step(self, data, optim_wrapper):
         self.seen = [*getattr(self, 'seen', []), *data]
@@ -414,8 +414,8 @@ def seen_by(tmp_path, batch_size, resumed=None):
     return runner.train().seen
 
 
-def test_a_run_goes_on_with_another_batch_at_the_same_image(tmp_path):
-    """7 images in batches of 4: iteration 3 lies after the first batch of the second epoch."""
+def test_another_batch_size_resumes_at_the_same_image(tmp_path):
+    """7 images in batches of 4: iteration 3 is after the first batch of the second epoch."""
     whole = seen_by(tmp_path / 'old', 4)
     assert sorted(whole[:7]) == sorted(whole[7:]) == list(range(7))
     for batch_size, again in ((2, 0), (3, 1)):

@@ -47,7 +47,7 @@ def test_registered_with_its_share():
         BadSamplesHook(max_share=2)
 
 
-def test_other_data_sets_are_left_alone(warned):
+def test_other_data_sets_are_ignored(warned):
     runner = runner_of(None, 'bad_none')
     hook = BadSamplesHook()
     hook.before_train(runner)
@@ -55,7 +55,7 @@ def test_other_data_sets_are_left_alone(warned):
     assert not warned and 'train/bad_samples' not in runner.message_hub.log_scalars
 
 
-def test_warns_once_for_each_rise(tmp_path, warned):
+def test_warns_once_for_each_increase(tmp_path, warned):
     bad = BadSamples(10_000, seed=0, report=tmp_path / 'bad.jsonl')
     runner = runner_of(bad, 'bad_rise')
     hook = BadSamplesHook(max_share=0.1)
@@ -117,7 +117,7 @@ class Mean(BaseModel):
 
 
 class Images(torch.utils.data.Dataset):
-    """The pictures of a folder through `LoadCheckedImage`."""
+    """Images of a folder read by `LoadCheckedImage`."""
 
     def __init__(self, root):
         from mcbeit_mm.datasets.images import LoadCheckedImage

@@ -55,7 +55,7 @@ def runner():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_signal_saves_once_and_leaves(runner, name, tmp_path, monkeypatch):
+def test_a_signal_saves_once_and_exits(runner, name, tmp_path, monkeypatch):
     monkeypatch.setenv('MCBEIT_INTERRUPTED', str(tmp_path / 'status'))
     hook = InterruptHook()
     hook.before_train(runner)
@@ -66,10 +66,10 @@ def test_a_signal_saves_once_and_leaves(runner, name, tmp_path, monkeypatch):
         hook.after_train_iter(runner, 1)
     assert stop.value.code == 75 and runner.saver.saved == 1
     assert (tmp_path / 'status').read_text() == '75\n'
-    os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, which spoils nothing any more
+    os.kill(os.getpid(), signal.SIGTERM)  # from the launcher; ignored now
 
 
-def test_a_validation_is_left_too(runner):
+def test_a_validation_is_interrupted_too(runner):
     hook = InterruptHook()
     hook.before_train(runner)
     hook.before_val_epoch(runner)
@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_interrupts_at_once(runner):
         time.sleep(1)
 
 
-def test_signals_are_given_back_after_training(runner):
+def test_signal_handlers_are_restored_after_training(runner):
     before = signal.getsignal(signal.SIGTERM)
     hook = InterruptHook()
     hook.before_train(runner)
@@ -160,7 +160,7 @@ def spawn(tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', ['train', 'val'])
-def test_ranks_leave_after_the_same_iteration(tmp_path, kind):
+def test_ranks_exit_after_the_same_iteration(tmp_path, kind):
     spawn(tmp_path, kind)
     assert [(tmp_path / f'rank{n}').read_text() for n in (0, 1)] == ['75 3 1', '75 3 1']
 
@@ -172,7 +172,7 @@ def test_no_rank_saves_when_another_has_died(tmp_path):
     assert not (tmp_path / 'rank1').exists()
 
 
-# The hook's file alone: importing the package takes long.
+# Only the hook's file, since importing the package is slow.
 IMPORTS = """
 import sys, types
 for name in ('', '.engine', '.engine.hooks'):
@@ -269,7 +269,7 @@ def test_workers_end_with_a_killed_process(tmp_path):
     pid, workers, wait = start(tmp_path)
     os.kill(pid, signal.SIGKILL)
     wait(60)
-    end = time.monotonic() + 30  # they look for their parent every 5 s
+    end = time.monotonic() + 30  # they check for their parent every 5 s
     while any(os.path.exists(f'/proc/{worker}') for worker in workers):
         assert time.monotonic() < end
         time.sleep(0.2)

@@ -59,7 +59,7 @@ def make_model():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Two classes: stripes of two periods; 13 + 7 images, so that ranks get unequal shares."""
+    """Two classes: stripes of two periods; 13 + 7 images, so that ranks get different numbers."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp('images')
     for split, nums in (('train', (7, 6)), ('val', (4, 3))):
         for label, num in enumerate(nums):
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 
 
 def train(work_dir, folder, hooks, max_epochs=3):
-    """A run with random crops, masks, drop path, and a loader that restarts every epoch."""
+    """Train with random crops, masks and drop path."""
     runner = Runner(
         make_model(),
         str(work_dir),
@@ -116,7 +116,7 @@ def scalars(work_dir):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, folder):
-    """Work dirs of the same training with and without the hook, and the runner with it."""
+    """Work dirs of the same training without and with the hook, and the runner of the latter."""
     plain, hooked = (tmp_path_factory.mktemp(name) for name in ('plain', 'hooked'))
     hook = dict(type='KNNHook', data=str(folder), interval=2, k=5, batch_size=4, num_workers=0)
     train(plain, folder, [])

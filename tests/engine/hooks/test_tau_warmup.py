@@ -1,4 +1,4 @@
-"""Warm-up of tau by absolute epoch."""
+"""Tau warms up as a function of the epoch."""
 
 from types import SimpleNamespace
 
