@@ -15,7 +15,6 @@ from tiny_models import TOKENIZER, tiny
 
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
-# Masked patches (of 16) of eight images; totals differ between 2 and between 4 ranks.
 UNEVEN = (16, 1, 5, 9, 2, 12, 3, 7)
 NONE_ON_RANK_0 = (0, 0, 0, 0, 2, 12, 3, 7)
 ADAMW = dict(type='AdamW', lr=1e-2, betas=(0.9, 0.98), weight_decay=0.05)
@@ -39,7 +38,7 @@ def images(counts, seed=0):
 
 
 def part(batch, rank, world):
-    """The share of one rank in a global batch."""
+    """What one of the ranks sees of a global batch."""
     (view, second), samples = batch
     size = len(samples) // world
     mine = slice(rank * size, (rank + 1) * size)
@@ -47,14 +46,14 @@ def part(batch, rank, world):
 
 
 def model(omega=0.2, tau=4.0):
-    """A tiny MCBEiT, the same at every call."""
+    """A tiny MCBEiT; the same one at every call."""
     torch.manual_seed(0)
     tokenizer = GumbelVQGANTokenizer(**{k: v for k, v in TOKENIZER.items() if k != 'type'})
-    for param in tokenizer.parameters():  # otherwise its logits are nearly equal
+    for param in tokenizer.parameters():  # its own scale gives nearly equal logits
         param.data *= 1.5
     head = dict(type='MCBEiTHead', embed_dims=32, vocab_size=24, omega=omega, tau=tau)
     algorithm = tiny(head=head, target_generator=tokenizer, data_preprocessor=None)
-    algorithm.head.lm_head.weight.data *= 30  # otherwise every loss is log(vocab_size)
+    algorithm.head.lm_head.weight.data *= 30  # at the start every loss would be log(vocab_size)
     return algorithm.train()
 
 
@@ -87,7 +86,7 @@ def optimizer_for(algorithm, optimizer=ADAMW, **kwargs):
 
 
 def train(net, optim, rank, world, steps):
-    """Run train_step with a different global batch for each step."""
+    """Run train_step with an own global batch for each step; the norms before clipping."""
     forward = net.module if isinstance(net, MMDistributedDataParallel) else net
     forward.data_preprocessor.forward = lambda data, training=False: data  # tensors are ready
     for step in steps:
@@ -103,7 +102,7 @@ def weights(rank, world, steps=4, **kwargs):
 
 
 def everything(rank, world):
-    """Everything that test_distributed compares."""
+    """What the tests below compare."""
     results = {name: gradients(rank, world, **case) for name, case in CASES.items()}
     with mock.patch('mcbeit_mm.head.patches_per_rank', lambda mask, device: mask.sum()):
         results['own means'] = gradients(rank, world, **CASES['refined'])
@@ -129,7 +128,7 @@ def one_rank(rank, world, port, folder, work):
 
 
 def on_ranks(world, folder, work):
-    """Return `work(rank, world)` of all ranks, each a forked process of a gloo group."""
+    """Results of `work(rank, world)` on all ranks, each a process of a gloo group."""
     os.makedirs(folder, exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

@@ -1,9 +1,11 @@
-"""Several processes compute the same as one process on the same images."""
+"""Several processes compute what one process computes on the same images."""
 
 import pytest
 import torch
 from conftest import relative_error
 from ddp_runs import CASES, everything, model, on_ranks
+
+# Masked patches of eight images, of 16: the ranks' totals differ, with 2 and with 4 ranks.
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +32,7 @@ def test_loss_metrics_and_gradients_are_those_of_one_process(ranks, alone, name)
 
 
 def test_mean_of_the_ranks_own_means_would_differ(ranks, alone):
-    """Otherwise the comparison above could not fail."""
+    """Else the comparison above could not fail."""
     expected, got = alone['refined']['grads'], ranks[0]['own means']['grads']
     assert max(relative_error(got[key], grad) for key, grad in expected.items()) > 0.05
 

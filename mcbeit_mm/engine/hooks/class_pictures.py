@@ -1,4 +1,4 @@
-"""Images of predictions for folders in which two classes may share a file name."""
+"""Pictures of predictions for image folders, where files of two classes may have one name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmpretrain.structures import DataSample
 
 @HOOKS.register_module()
 class ClassPicturesHook(VisualizationHook):
-    """mmpretrain's VisualizationHook with images named by class folder and file."""
+    """mmpretrain's VisualizationHook, which names pictures by folder and file, not file alone."""
 
     def _draw_samples(
         self, batch_idx: int, data_batch: dict, data_samples: Sequence[DataSample], step: int = 0
