@@ -1,4 +1,4 @@
-"""Runs of MMEngine's Runner that take milliseconds, for tests of what happens around training."""
+"""Runner instances that train within milliseconds."""
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -10,7 +10,7 @@ import mcbeit_mm  # noqa: F401  registers loops and hooks
 
 
 class SmallModel(BaseModel):
-    """A regression with a layer whose momentum shows in its state."""
+    """A regression with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class SmallModel(BaseModel):
 
 
 class Falling(BaseMetric):
-    """A score that grows with every validation, so every one is the best so far."""
+    """A score that increases with every validation, so that each is the best so far."""
 
     count = 0
 
@@ -35,7 +35,7 @@ class Falling(BaseMetric):
 
 
 def small_run(work_dir, hook, iters=None, epochs=None, accumulate=1, val=False, hooks=(), **kwargs):
-    """A Runner over 6 batches of 2 with the given checkpoint hook."""
+    """Build a Runner with 6 batches of 2 and the given checkpoint hook."""
     torch.manual_seed(0)
     data = [dict(inputs=inputs) for inputs in torch.randn(12, 4)]
     loader = dict(
@@ -74,12 +74,12 @@ def small_run(work_dir, hook, iters=None, epochs=None, accumulate=1, val=False, 
 
 
 def weights(runner) -> dict:
-    """Copies of the model's tensors."""
+    """Copy the model's state."""
     return {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
 
 
 def same(one, other) -> bool:
-    """Whether two trees of tensors and plain values are equal to the last bit."""
+    """Whether two trees of tensors and plain values are bit-equal."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):

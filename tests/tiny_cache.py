@@ -1,4 +1,4 @@
-"""What the tests of cached targets share: photos, a tiny pretraining config, its cache."""
+"""Photos, a tiny pretraining config and its cache, for the tests of cached targets."""
 
 import numpy as np
 import torch
@@ -7,24 +7,41 @@ from mmengine.config import Config
 from PIL import Image
 
 from mcbeit_mm.cached_targets.building import CacheBuilder
+from mcbeit_mm.cached_targets.cache import Header
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 NUM_IMAGES = 6
+UNREADABLE_IMAGE = 2
+
+
+def photo_size(number):
+    """Height and width of a photo."""
+    return 40 + 3 * number, 60 - 2 * number
 
 
 def write_photos(root):
-    """Photos of several sizes below root/train; the third one is cut short."""
+    """Photos of several sizes below root/train, one of them truncated."""
     rng = np.random.default_rng(0)
     (root / 'train').mkdir(parents=True)
     for number in range(NUM_IMAGES):
-        size = 40 + 3 * number, 60 - 2 * number
-        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        pixels = rng.integers(0, 256, (*photo_size(number), 3), np.uint8)
         file = root / 'train' / f'{number}.jpg'
         Image.fromarray(pixels).save(file, quality=90)
-        if number == 2:
+        if number == UNREADABLE_IMAGE:
             file.write_bytes(file.read_bytes()[:-400])
     return root
+
+
+def write_header(folder, **changes):
+    """Write the header of a cache without images: 24 codes, k=5, 4 x 4 tokens of 8 pixels."""
+    settings = dict(
+        vocab_size=24, stride=8, grid=(4, 4), k=5, tau=4.0, num_images=0, num_crops=1, seed=0
+    )
+    crop, tokenizer = dict(size=64, second_size=32), dict(type='GumbelVQGANTokenizer')
+    header = Header(**settings | dict(crop=crop, tokenizer=tokenizer) | changes)
+    header.write(folder)
+    return header
 
 
 def tiny_config(root, **head):
@@ -32,7 +49,9 @@ def tiny_config(root, **head):
     tokenizer = root / 'tokenizer.pt'
     if not tokenizer.exists():
         torch.manual_seed(1)
-        torch.save(GumbelVQGANTokenizer(**TINY_VQGAN).state_dict(), tokenizer)
+        state = GumbelVQGANTokenizer(**TINY_VQGAN).state_dict()
+        state['quantize.proj.weight'] *= 50  # as confident as a trained one
+        torch.save(state, tokenizer)
     model = dict(
         type='MCBEiT',
         data_preprocessor=dict(
@@ -75,7 +94,8 @@ def cached_config(cfg, cache):
     return cfg
 
 
-def make_cache(cfg, out, k=None, num_crops=3, dtype='float32', **kwargs):
-    builder = CacheBuilder(cfg, k, num_crops, dtype, **kwargs)
+def make_cache(cfg, out, k=None, num_crops=3, **kwargs):
+    """Build a cache; return its builder."""
+    builder = CacheBuilder(cfg, k, num_crops, **kwargs)
     builder.build(out, batch_size=2, report=lambda _: None)
     return builder

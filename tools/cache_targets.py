@@ -1,29 +1,23 @@
-"""Cache what the tokenizer says of a fixed set of crops per image, for training without it.
+"""Cache the tokenizer's best codes for fixed crops of each image, to train without it.
 
 python tools/cache_targets.py CONFIG OUT --k 256 --crops 2
-python tools/cache_targets.py CONFIG --try 16 64 256        # sizes and exactness, writes nothing
+python tools/cache_targets.py CONFIG --try 16 64 256        # size and exactness, writes nothing
 """
 
 import argparse
-import shutil
-import sys
-from dataclasses import replace
 from pathlib import Path
-
-GIB = 2**30
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='a pretraining config')
-    parser.add_argument('out', type=Path, nargs='?', help='missing, empty or unfinished folder')
-    parser.add_argument('--k', type=int, help='codes kept per token; default all of them')
+    parser.add_argument('config', help='pretraining config')
+    parser.add_argument('out', type=Path, nargs='?', help='new or empty folder')
+    parser.add_argument('--k', type=int, help='codes kept per token; default all')
     parser.add_argument('--crops', type=int, default=1, help='per image; default 1')
-    parser.add_argument('--dtype', choices=('float16', 'float32'), default='float16')
     parser.add_argument('--seed', type=int, default=0, help='of the crops; default 0')
-    parser.add_argument('--batch-size', type=int, default=16, help='images at once; default 16')
-    parser.add_argument('--workers', type=int, default=2, help='that read images; default 2')
-    parser.add_argument('--device', help='default: cuda if there is one')
+    parser.add_argument('--batch-size', type=int, default=16, help='images per batch; default 16')
+    parser.add_argument('--workers', type=int, default=2, help='reader processes; default 2')
+    parser.add_argument('--device', help='default: cuda if available')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--try', dest='tried', type=int, nargs='+', metavar='K')
     parser.add_argument('--images', type=int, default=64, help='measured by --try; default 64')
@@ -49,43 +43,13 @@ def main() -> None:
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
         k = max(args.tried) if args.tried else args.k
-        builder = CacheBuilder(cfg, k, args.crops, args.dtype, args.seed, device)
+        builder = CacheBuilder(cfg, k, args.crops, args.seed, device)
         if args.tried:
-            print(table(builder, args.tried, args.images))
+            print(builder.compare(args.tried, args.images))
             return
-        plan = builder.plan
-        size = f'{plan.num_bytes / GIB:.2f} GiB'
-        print(f'{plan.num_images:,} images x {plan.num_crops} crops: {size}')
-        args.out.mkdir(parents=True, exist_ok=True)
-        written = sum(file.stat().st_size for file in args.out.glob('*.bin'))
-        if plan.num_bytes - written > shutil.disk_usage(args.out).free:
-            raise OSError(28, f'not enough room for {size}', str(args.out))
         unreadable = builder.build(args.out, args.batch_size, args.workers)
-    print(f'{unreadable} images could not be read; done: MCBEIT_CACHE={args.out.resolve()}')
-
-
-def table(builder, tried: list[int], images: int) -> str:
-    """A line per k: its size, and how exact the targets are."""
-    plan = builder.plan
-    formats = [plan.record._replace(k=k).check() for k in tried]
-    rows = [('k', 'KiB a crop', 'GiB in all', 'mass kept', 'KL (nats)', 'other best code')]
-    for record, found in zip(formats, builder.measure(formats, images), strict=True):
-        size = replace(plan, record=record).num_bytes
-        rows.append(
-            (
-                f'{record.k}',
-                f'{record.num_bytes / 1024:.1f}',
-                f'{size / GIB:.3g}',
-                f'{found.mass:.4f}',
-                f'{found.kl:.2e}',
-                f'{found.changed:.3%}',
-            )
-        )
-    lines = [''.join(f'{cell:<16}' for cell in row).rstrip() for row in rows]
-    return '\n'.join(
-        [f'{plan.num_images:,} images x {plan.num_crops}, tau {plan.record.tau:g}', *lines]
-    )
+    print(f'{unreadable} unreadable images. Train with MCBEIT_CACHE={args.out.resolve()}')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

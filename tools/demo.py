@@ -1,6 +1,8 @@
 """Run the whole toolkit on the embedded data: tokenizer, pretraining, three transfers, report.
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
+
+It starts the other tools, as one would by hand; their output is in OUT/STAGE.log.
 """
 
 import argparse
@@ -9,228 +11,126 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
-STEP = re.compile(
-    r'(?P<mode>Epoch|Iter)\((?P<split>train|val)\)\s+'
-    r'(\[\s*(?P<epoch>\d+)\]\s*)?\[\s*(?P<step>\d+)/\s*(?P<of>\d+)\]'
-)
-SHOWN = ('eta', 'loss', 'rec', 'psnr', 'codebook_usage', 'kl', 'mlm_acc', 'knn_top1')
-SHOWN += ('top1', 'mIoU', 'bbox_mAP', 'segm_mAP', 'images_per_s')
-FP32_TIME = 2.1  # times the stages' minutes: 27 were measured where their sum says 13
-TRANSFERS = {  # task -> config, minutes, what it learns
+STAGES = {  # name -> minutes on 2 CPU cores with AMX, what it does
+    'data': (0.3, 'handwritten digits on photographs'),
+    'tokenizer': (1.7, 'a small Gumbel VQGAN learns the visual vocabulary'),
+    'pretrain': (4.5, 'a small ViT predicts masked patches (mc-BEiT)'),
+    'evaluate': (0.7, 'k-NN and linear probe of frozen features, pretrained and random'),
     'classification': (1.7, 'which digit an image shows'),
     'segmentation': (1.5, 'the digit of every pixel (UperNet)'),
     'detection': (2.1, 'boxes and masks of all digits (Mask R-CNN)'),
+    'report': (0.5, 'tables, curves and pictures'),
 }
-
-
-@dataclass
-class Stage:
-    """Commands of the demo that run side by side, by name, and what they need to know."""
-
-    name: str
-    what: str
-    commands: dict[str, list[str]]
-    minutes: float  # on 2 CPU cores with AMX, for the estimate of what is left
-    env: dict[str, str] = field(default_factory=dict)
-
-    def log(self, out: Path, label: str) -> Path:
-        """Return where the output of a command goes."""
-        return out / f'{"-".join(filter(None, (self.name, label)))}.log'
+TASKS = ('classification', 'segmentation', 'detection')
+FP32_TIME = 2.1  # in fp32 the stages took 27 minutes instead of 13
+PROGRESS = re.compile(r'(Epoch|Iter)\((train|val)\).*')  # of MMEngine's log, without its head
 
 
 def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
-    """bf16 where the processor multiplies it in hardware (a GPU, or a CPU with AMX), else fp32."""
+    """bf16 where the hardware multiplies it (a GPU, or a CPU with AMX), else fp32."""
     import torch
 
     fast = torch.cuda.is_available() or (cpu.is_file() and 'amx_bf16' in cpu.read_text())
     return 'bf16' if fast else 'fp32'
 
 
-def stages(out: Path, data: Path, precision: str) -> list[Stage]:
-    """The commands, in order; each could be typed by hand."""
-    tokenizer, pretrain, scores = out / 'tokenizer', out / 'pretrain', out / 'features.json'
-    demo, train = ROOT / 'configs/demo', ['train.py', '--precision', precision]
-    pretrain_config = demo / 'mcbeit_vit-micro-p16_demo.py'
-    env = dict(
-        MCBEIT_DATA=f'{data}/classification',
-        MCBEIT_TOKENIZER=f'{tokenizer}/tokenizer',
-        MCBEIT_WEIGHTS=f'{pretrain}',
+def commands(out: Path, data: Path, precision: str) -> dict[str, dict[str, list]]:
+    """Words of the commands by stage and label; those of a stage run side by side."""
+
+    def train(config: str, run: str, *options: str) -> list:
+        config = ROOT / f'configs/demo/{config}_demo.py'
+        return ['train.py', '--precision', precision, config, '--work-dir', out / run, *options]
+
+    pretrain, scores = out / 'pretrain', out / 'features.json'
+    evaluate = ['evaluate_features.py', pretrain, '--random-init', '--max-train', '1000']
+    report = ['report.py', pretrain, '--features', scores, '--tokenizer-dir', out / 'tokenizer']
+    report += ['--max-val', '100']  # of 400, to save time
+    transfers = {}
+    for task in TASKS:
+        config, options = f'mcbeit_vit-micro-p16_{task}', ['model.backbone.init_cfg=None']
+        transfers[task] = dict(
+            pretrained=train(config, task),
+            scratch=train(config, f'{task}-scratch', '--cfg-options', *options),
+        )
+        report += ['--transfer', out / task, out / f'{task}-scratch']
+    return {
+        'data': {'': ['make_demo_data.py', '--out', data]},
+        'tokenizer': {'': train('tokenizer_gumbel-f8-256', 'tokenizer')},
+        'pretrain': {'': train('mcbeit_vit-micro-p16', 'pretrain')},
+        'evaluate': {'': [*evaluate, '--out', scores]},
+        **transfers,
+        'report': {'': [*report, '--out', out / 'report.html']},
+    }
+
+
+def environment(stage: str, out: Path, data: Path) -> dict[str, str]:
+    """Variables of a stage's configs."""
+    return dict(
+        MCBEIT_DATA=f'{data}/{stage if stage in TASKS else "classification"}',
+        MCBEIT_TOKENIZER=f'{out}/tokenizer/tokenizer',
+        MCBEIT_WEIGHTS=f'{out}/pretrain',
+        PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))),
+        PYTHONUNBUFFERED='1',
     )
 
-    def stage(name: str, minutes: float, what: str, words: list) -> Stage:
-        return Stage(name, what, {'': [str(word) for word in words]}, minutes, env)
 
-    report = ['report.py', pretrain, '--features', scores, '--tokenizer-dir', tokenizer]
-    report += ['--max-val', 100]  # of 400, to save time
-    transfers = []
-    for task, (minutes, what) in TRANSFERS.items():
-        runs = [out / task, out / f'{task}-scratch']
-        words = [*train, f'{demo}/mcbeit_vit-micro-p16_{task}_demo.py', '--work-dir']
-        commands = {
-            'pretrained': [*words, f'{runs[0]}'],
-            'scratch': [*words, f'{runs[1]}', '--cfg-options', 'model.backbone.init_cfg=None'],
-        }
-        task_env = env | dict(MCBEIT_DATA=f'{data}/{task}')
-        transfers.append(Stage(task, what, commands, minutes, task_env))
-        report += ['--transfer', *runs]
-    return [
-        stage(
-            'data', 0.3, 'handwritten digits on photographs', ['make_demo_data.py', '--out', data]
-        ),
-        stage(
-            'tokenizer',
-            1.7,
-            'a small Gumbel VQGAN learns the visual vocabulary',
-            [*train, demo / 'tokenizer_gumbel-f8-256_demo.py', '--work-dir', tokenizer],
-        ),
-        stage(
-            'pretrain',
-            4.5,
-            'a small ViT predicts masked patches (mc-BEiT)',
-            [*train, pretrain_config, '--work-dir', pretrain],
-        ),
-        stage(
-            'evaluate',
-            0.7,
-            'k-NN and linear probe of frozen features, pretrained and random',
-            [
-                'evaluate_features.py',
-                pretrain,
-                '--random-init',
-                '--max-train',
-                1000,
-                '--out',
-                scores,
-            ],
-        ),
-        *transfers,
-        stage(
-            'report', 0.5, 'tables, curves and pictures', [*report, '--out', out / 'report.html']
-        ),
-    ]
+def run(stage: str, commands: dict[str, list], env: dict[str, str], out: Path) -> None:
+    """Run commands side by side, sharing the cores; SystemExit at the first that fails."""
+    if len(commands) > 1:  # more threads than cores would wait for each other
+        env = env | dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // len(commands))))
+    jobs = []
+    with ThreadPoolExecutor(len(commands)) as pool:
+        try:
+            followed = {}
+            for label, (tool, *arguments) in commands.items():
+                log = out / f'{"-".join(filter(None, (stage, label)))}.log'
+                command = [sys.executable, ROOT / 'tools' / tool, *arguments]
+                pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                jobs.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipe))
+                followed[pool.submit(follow, jobs[-1], label, log, tool == 'train.py')] = log
+            for ended in as_completed(followed):
+                if ended.result():
+                    log = followed[ended]
+                    tail = '\n'.join(log.read_text().splitlines()[-15:])
+                    raise SystemExit(f'{tail}\nstage {stage!r} failed; its full output: {log}')
+        finally:
+            for job in jobs:
+                job.kill()
 
 
-def short(line: str) -> str | None:
-    """Cut a line of MMEngine's training log to what a newcomer wants; None for other lines."""
-    match = STEP.search(line)
-    if not match:
-        return None
-    epoch = f'epoch {match["epoch"]}, ' if match['epoch'] and match['split'] == 'train' else ''
-    kind = 'step' if match['split'] == 'train' else 'validation'
-    place = f'{epoch}{kind} {match["step"]}/{match["of"]}'
-    values = dict(re.findall(r'(\w+): (\S+)', line))
-    if 'kl' in values or 'rec' in values:  # they say more
-        values.pop('loss', None)
-    return '  '.join([place, *(f'{key} {values[key]}' for key in SHOWN if key in values)])
-
-
-class Progress:
-    """What the commands of a stage say, on one line of a terminal, else line by line."""
-
-    def __init__(self, labels: list[str], training: bool):
-        self.latest = dict.fromkeys(labels, '')
-        self.training, self.live = training, training and sys.stdout.isatty()
-
-    def tell(self, label: str, line: str) -> None:
-        """Take in one line of output."""
-        text = short(line) if self.training else line.rstrip()
-        if not text:
-            return
-        self.latest[label] = f'{label}: {text}' if label else text
-        if self.live:
-            width = 110 // len(self.latest)
-            parts = (f'{text[:width]:{width}}' for text in self.latest.values())
-            print(f'\r\033[K    {" | ".join(parts).rstrip()}', end='', flush=True)
-        else:
-            print(f'    {self.latest[label]}', flush=True)
-
-    def end(self) -> None:
-        """Leave the line that was written over again and again."""
-        if self.live:
-            print()
-
-
-def run(stage: Stage, out: Path) -> None:
-    """Run the commands of a stage side by side, sharing the cores; the first failure ends all."""
-    env = os.environ | stage.env
-    if len(stage.commands) > 1:  # more threads than cores would wait for each other
-        env |= dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // len(stage.commands))))
-    jobs = {}
-    for label, (tool, *arguments) in stage.commands.items():
-        command = [sys.executable, f'{ROOT}/tools/{tool}', *arguments]
-        with stage.log(out, label).open('w') as log:
-            jobs[label] = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
-    try:
-        _watch(stage, out, jobs)
-    finally:
-        for job in jobs.values():
-            job.kill()
-            job.wait()
-
-
-def _watch(stage: Stage, out: Path, jobs: dict[str, subprocess.Popen]) -> None:
-    """Follow the logs until all jobs have ended well; SystemExit at the first that fails."""
-    training = all(command[0] == 'train.py' for command in stage.commands.values())
-    progress = Progress(list(jobs), training)
-    logs = {label: stage.log(out, label).open() for label in jobs}
-    running = True
-    while running:
-        running = any(job.poll() is None for job in jobs.values())  # asked before the last reading
-        for label, log in logs.items():
-            for line in _whole_lines(log):
-                progress.tell(label, line)
-        for label, job in jobs.items():
-            if job.poll():
-                progress.end()
-                tail = ''.join(stage.log(out, label).read_text().splitlines(keepends=True)[-15:])
-                name = ' '.join(filter(None, (stage.name, label)))
-                raise SystemExit(
-                    f'{tail}\nthe stage {name!r} failed; its whole output: {stage.log(out, label)}'
-                )
-        if running:
-            time.sleep(0.2)
-    progress.end()
-
-
-def _whole_lines(log: TextIO) -> Iterator[str]:
-    """Lines written since the last call; half a line waits for the next one."""
-    while True:
-        place = log.tell()
-        line = log.readline()
-        if not line.endswith('\n'):
-            log.seek(place)
-            return
-        yield line
+def follow(job: subprocess.Popen, label: str, log: Path, training: bool) -> int:
+    """Copy a command's output to its log and the terminal, there only the progress of training."""
+    with log.open('w') as file:
+        for line in job.stdout:
+            file.write(line)
+            shown = PROGRESS.search(line) if training else line.rstrip()
+            if shown:
+                text = shown[0] if training else shown
+                print('   ', f'{label}: {text}' if label else text, flush=True)
+    return job.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='results')
-    parser.add_argument('--data', type=Path, default=Path('data/demo'), help='the generated data')
+    parser.add_argument('--data', type=Path, default=Path('data/demo'), help='generated data')
     args = parser.parse_args()
     out, data = args.out.resolve(), args.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    os.environ['PYTHONPATH'] = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
-    os.environ['PYTHONUNBUFFERED'] = '1'
-    chosen = precision()
-    todo = stages(out, data, chosen)
-    start = time.monotonic()
-    for i, stage in enumerate(todo):
-        left = sum(s.minutes for s in todo[i:]) * (1 if chosen == 'bf16' else FP32_TIME)
-        print(f'[{i + 1}/{len(todo)}] {stage.name}: {stage.what} (about {left:.0f} min to the end)')
+    chosen, start = precision(), time.monotonic()
+    left = sum(minutes for minutes, _ in STAGES.values()) * (1 if chosen == 'bf16' else FP32_TIME)
+    for number, (stage, words) in enumerate(commands(out, data, chosen).items(), 1):
+        minutes, what = STAGES[stage]
+        print(f'[{number}/{len(STAGES)}] {stage}: {what} (about {left:.0f} min left)', flush=True)
         begin = time.monotonic()
-        run(stage, out)
+        run(stage, words, environment(stage, out, data), out)
         print(f'    done in {time.monotonic() - begin:.0f} s')
-    minutes = (time.monotonic() - start) / 60
-    print(f'finished in {minutes:.1f} min: open {out}/report.html')
+        left -= minutes * (1 if chosen == 'bf16' else FP32_TIME)
+    print(f'Finished in {(time.monotonic() - start) / 60:.1f} min. Open {out}/report.html')
 
 
 if __name__ == '__main__':

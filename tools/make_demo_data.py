@@ -1,17 +1,15 @@
-"""Write the embedded data set: digits on photographs, labelled for three tasks at once.
+"""Write the embedded data set: digits on photographs, labeled for three tasks at once.
 
 python tools/make_demo_data.py --out data/demo [--train 2000] [--val 400] [--size 128] [--seed 0]
 
 Needs scikit-learn and scikit-image, downloads nothing. A finished set with the same arguments is
-kept as it is.
+kept.
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterable, Iterator
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
@@ -19,35 +17,11 @@ def parse_args() -> argparse.Namespace:
     add('--train', type=int, default=2000, help='training images (default: %(default)s)')
     add('--val', type=int, default=400, help='validation images (default: %(default)s)')
     add('--size', type=int, default=128, help='side in pixels (default: %(default)s)')
-    add('--seed', type=int, default=0, help='another seed, another set (default: %(default)s)')
-    return parser.parse_args()
+    add('--seed', type=int, default=0, help='random seed (default: %(default)s)')
+    args = parser.parse_args()
+    from mcbeit_mm.datasets.demo.layouts import make_demo_data  # after parsing: it is heavy
 
-
-def progress(total: int) -> Callable[[Iterable], Iterator]:
-    """Return a wrapper of iterables that prints a line each second and counts on over all."""
-    start = shown = time.monotonic()
-    done = 0
-
-    def watch(images: Iterable) -> Iterator:
-        nonlocal done, shown
-        for image in images:
-            yield image
-            done += 1
-            now = time.monotonic()
-            if now - shown >= 1 or done == total:
-                shown, left = now, (now - start) * (total - done) / done
-                print(f'{done}/{total} images, {left:.0f} s left', flush=True)
-
-    return watch
-
-
-def main() -> None:
-    args = parse_args()
-    from mcbeit_mm.datasets.demo.layouts import (
-        make_demo_data,  # after parsing: --help answers at once
-    )
-
-    info = make_demo_data(**vars(args), watch=progress(args.train + args.val))
+    info = make_demo_data(**vars(args), progress=True)
     print(f'{args.out}: {args.train} + {args.val} images, {sum(info["digits"].values())} digits')
 
 

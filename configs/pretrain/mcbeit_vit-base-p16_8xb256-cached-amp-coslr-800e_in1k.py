@@ -1,7 +1,7 @@
-"""mc-BEiT ViT-B/16 on 8 GPUs without a tokenizer: its word on fixed crops comes from disk.
+"""mc-BEiT ViT-B/16 on 8 GPUs from cached targets, without a tokenizer.
 
-MCBEIT_CACHE=FOLDER, made by tools/cache_targets.py from the config below. An image has only the
-crops that are in the cache: docs/target_cache.md.
+Set MCBEIT_CACHE to a folder that tools/cache_targets.py built from the config below. Each image has
+only the crops of the cache: docs/target_cache.md.
 """
 
 _base_ = './mcbeit_vit-base-p16_8xb256-amp-coslr-800e_in1k.py'

@@ -1,1 +1,1 @@
-"""Configs x seeds -> runs -> a table."""
+"""Run configs x seeds and tabulate the results."""

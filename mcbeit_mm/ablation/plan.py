@@ -1,20 +1,17 @@
-"""Configs x seeds -> runs, and what each of them still lacks. Nothing is run or written here."""
+"""Plan the runs of an ablation, configs x seeds, and find out what each of them lacks."""
 
 import copy
 import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 from mmengine.config import Config
 
 from ..config import launch
 from ..config.diff import ABSENT, Change, as_text, differences
-from ..engine import resume
-from ..engine.experiment import experiment, is_same
-from ..fileio.pins import sha256_of
+from ..engine.experiment import experiment, run_facts, setting_changes
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,11 @@ class Run:
 
 
 def find_configs(patterns: Sequence[str]) -> list[Path]:
-    """Files of the given names and globs, `baseline` first, each once.
+    """Return the files of names and globs without duplicates, `baseline` first.
 
-    FileNotFoundError if a glob finds nothing; ValueError if two files have one name, which is
-    that of the folder of results.
+    Raises:
+        FileNotFoundError: a glob matches nothing.
+        ValueError: two files have one name, and so one folder of results.
     """
     found: list[Path] = []
     for pattern in patterns:
@@ -65,9 +63,9 @@ def plan(
     options: Sequence[str] = (),
     precision: str | None = None,
 ) -> list[Run]:
-    """All runs, all configs of a seed before the next seed, so that a table exists early.
+    """Return all runs, one seed after the other, so that a first table exists early.
 
-    A config that takes every image below the data root is restricted to its train/: features are
+    A config that reads all images below the data root is restricted to train/, since features are
     evaluated on val/.
     """
     runs = []
@@ -79,31 +77,29 @@ def plan(
             words.append('train_dataloader.dataset.data_prefix=train')
             cfg.train_dataloader.dataset.data_prefix = 'train'
         for seed in dict.fromkeys(seeds):
-            seeded = copy.deepcopy(cfg)
-            seeded.merge_from_dict({'randomness.seed': seed})
             own = (*words, f'randomness.seed={seed}')
-            runs.append(Run(config, seed, seeded, own, out / config.stem / f'seed{seed}'))
+            folder = out / config.stem / f'seed{seed}'
+            runs.append(Run(config, seed, with_seed(cfg, seed), own, folder))
     return sorted(runs, key=lambda run: list(seeds).index(run.seed))
 
 
-def last_checkpoint(cfg: Config) -> str:
-    """Name of the file that training ends with."""
-    loop = cfg.train_cfg
-    epochs = loop.get('max_epochs')
-    return f'epoch_{epochs}.pth' if epochs else f'iter_{loop["max_iters"]}.pth'
+def with_seed(cfg: Config, seed: int) -> Config:
+    """Return a copy of a config with another seed."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict({'randomness.seed': seed})
+    return cfg
 
 
 def is_trained(folder: Path, cfg: Config) -> bool:
-    """Whether a work dir has reached the end, by the note that MMEngine leaves beside a checkpoint.
-
-    The checkpoint itself may have been deleted to save space.
-    """
-    noted = folder / 'last_checkpoint'
-    return noted.is_file() and Path(noted.read_text().strip()).name == last_checkpoint(cfg)
+    """Whether `last_checkpoint` of a work dir names the final one, which may be deleted by now."""
+    note, loop = folder / 'last_checkpoint', cfg.train_cfg
+    epochs = loop.get('max_epochs')
+    final = f'epoch_{epochs}.pth' if epochs else f'iter_{loop["max_iters"]}.pth'
+    return note.is_file() and Path(note.read_text().strip()).name == final
 
 
 def read_features(folder: Path) -> dict | None:
-    """What tools/evaluate_features.py wrote; None if nothing, or half a file."""
+    """Read the output of tools/evaluate_features.py; None if it is missing or incomplete."""
     try:
         return json.loads((folder / 'features.json').read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -111,7 +107,7 @@ def read_features(folder: Path) -> dict | None:
 
 
 def missing_steps(run: Run, finetune: Config | None = None) -> list[str]:
-    """What a run lacks, in the order it has to be done, of 'train', 'evaluate', 'finetune'."""
+    """Return which of 'train', 'evaluate', 'finetune' a run lacks, in this order."""
     trained = is_trained(run.folder, run.cfg)
     steps = [] if trained else ['train']
     if not (trained and read_features(run.folder)):
@@ -121,67 +117,34 @@ def missing_steps(run: Run, finetune: Config | None = None) -> list[str]:
     return steps
 
 
-def conflicts(folder: Path, name: str, cfg: Config) -> list[Change]:
-    """How the config that a work dir was made with differs from the one it is to hold now.
-
-    See `experiment.is_same` for what does not count. Tokenizer weights at another place differ if
-    their SHA-256 is not the one recorded in the checkpoint.
-    """
-    dumped = folder / name
-    if not dumped.is_file():
-        return []
-    old = Config.fromfile(dumped, import_custom_modules=False)
-    changes = differences(experiment(old), experiment(cfg))
-    same_tokenizer = partial(_is_recorded_tokenizer, folder)
-    return [change for change in changes if not is_same(change, same_tokenizer)]
-
-
-def _is_recorded_tokenizer(folder: Path, old: str, new: str) -> bool | None:
-    """Whether the weights at `new` are those the run used from `old`; None if unknown."""
-    if not Path(new).exists():
-        return None
-    recorded = _recorded_tokenizer(folder)
-    try:
-        file = Path(new, Path(recorded['checkpoint']).relative_to(old))
-        return file.is_file() and _sha256(file) == recorded['sha256']
-    except (KeyError, TypeError, ValueError):  # no record, or one of another place
-        return None
-
-
-@cache
-def _sha256(file: Path) -> str:
-    return sha256_of(file)
-
-
-def _recorded_tokenizer(folder: Path) -> dict:
-    try:
-        return resume.read_meta(resume.find_checkpoint(folder)).get('tokenizer') or {}
-    except FileNotFoundError:
-        return {}
-
-
 def check_agreement(runs: Sequence[Run], finetune: tuple[Path, Config] | None = None) -> None:
-    """ValueError naming the folders that hold runs of other settings, and these settings."""
-    wrong: dict[str, list[str]] = {}
+    """Compare the config dumped in each work dir with the one planned for it, also if finished.
+
+    Raises:
+        ValueError: names the differences and the folders.
+    """
+    conflicts: dict[str, list[str]] = {}
     for run in runs:
         places = [(run.folder, run.config.name, run.cfg)]
         if finetune:
-            cfg = copy.deepcopy(finetune[1])
-            cfg.merge_from_dict({'randomness.seed': run.seed})
+            cfg = with_seed(finetune[1], run.seed)
             places.append((run.folder / 'finetune', finetune[0].name, cfg))
         for folder, name, cfg in places:
-            if changes := conflicts(folder, name, cfg):
-                wrong.setdefault('; '.join(map(str, changes)), []).append(str(folder))
-    if wrong:
-        parts = [f'{changes} in {", ".join(folders)}' for changes, folders in wrong.items()]
+            if (folder / name).is_file():
+                old = Config.fromfile(folder / name, import_custom_modules=False)
+                settings = [run_facts(each, 1)['settings'] for each in (old, cfg)]
+                if changes := '; '.join(map(str, setting_changes(*settings))):
+                    conflicts.setdefault(changes, []).append(str(folder))
+    if conflicts:
+        parts = [f'{changes} in {", ".join(folders)}' for changes, folders in conflicts.items()]
         raise ValueError(
-            'there are runs made with other settings (theirs -> asked for now): '
-            f'{" | ".join(parts)}. Move them away, or give another --out'
+            'there are runs with different settings (saved -> current): '
+            f'{" | ".join(parts)}. Move them away, or use another --out'
         )
 
 
 def changes_from(baseline: Run, run: Run) -> list[Change]:
-    """What a config changes relative to the baseline, whatever the seed."""
+    """Return what a config changes relative to the baseline, without the seed."""
     old, new = (experiment(cfg) for cfg in (baseline.cfg, run.cfg))
     for parts in (old, new):
         parts.pop('randomness', None)
@@ -189,7 +152,7 @@ def changes_from(baseline: Run, run: Run) -> list[Change]:
 
 
 def shortened(change: Change) -> str:
-    """A change for people, by the end of its key: `head.omega 0.2 → 0.5`, `with BlockMask(...)`."""
+    """Format a change by the end of its key: `head.omega 0.2 → 0.5`, `with BlockMask(...)`."""
     name = '.'.join(change.key[-2:])
     kept = change.new if change.old is ABSENT else change.old
     if ABSENT in (change.old, change.new) and isinstance(kept, dict):  # a step of a list

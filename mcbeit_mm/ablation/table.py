@@ -1,4 +1,4 @@
-"""Finished runs of an ablation -> what they measured, as JSON, a Markdown table and a plot."""
+"""Summarize the runs of an ablation as JSON, a Markdown table and a plot."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,23 @@ LOGGED = {'target_entropy': 'target entropy', 'kl': 'final KL'}  # nats, of the 
 
 
 def measure(run: Run, finetune: Config | None = None) -> dict[str, float]:
-    """Numbers of a run by name, as far as it has got; blocks are counted from 0."""
+    """Return the results of a run so far by name; blocks are counted from 0."""
     values: dict[str, float] = {}
     features = read_features(run.folder)
     if features and 'evaluate' not in missing_steps(run):
         scores = features['models']['checkpoint']
         for method, block in scores['chosen'].items():
-            values |= {
-                method: scores['blocks'][str(block)][method],
-                f'{method}_block': block,
-            }
+            values |= {method: scores['blocks'][str(block)][method], f'{method}_block': block}
         values |= {f'{part}_images': features['data'][part] for part in ('train', 'val')}
-        logged = _scalars(run.folder)
-        values |= {
-            key: found[-1] for key in LOGGED if (found := [e[key] for e in logged if key in e])
-        }
+        values |= {key: logged[-1] for key in LOGGED if (logged := _logged(run.folder, key))}
     if finetune and 'finetune' not in missing_steps(run, finetune):
-        top1 = [e['accuracy/top1'] for e in _scalars(run.folder / 'finetune')
-                if 'accuracy/top1' in e]  # fmt: skip
-        values |= {'finetune': max(top1)} if top1 else {}
+        if top1 := _logged(run.folder / 'finetune', 'accuracy/top1'):
+            values['finetune'] = max(top1)
     return values
 
 
 def gather(runs: Sequence[Run], finetune: Config | None = None) -> dict:
-    """Everything the table shows: `baseline`, and by config its `changes`, `seeds`, `missing`."""
+    """Return the name of the `baseline`, and `changes`, `seeds`, `missing` of each config."""
     configs: dict[str, dict] = {}
     for run in runs:
         changes = [shortened(change) for change in changes_from(runs[0], run)]
@@ -55,18 +48,18 @@ def gather(runs: Sequence[Run], finetune: Config | None = None) -> dict:
 
 
 def column(row: Mapping, key: str) -> list[float]:
-    """Values of a config, one per seed that has one."""
+    """Return the values of a config, one for each seed that has one."""
     return [values[key] for values in row['seeds'].values() if key in values]
 
 
-def differences(baseline: Mapping, row: Mapping, key: str) -> list[float]:
-    """What a config gains on the baseline, seed by seed, for the seeds that both have."""
+def gains(baseline: Mapping, row: Mapping, key: str) -> list[float]:
+    """Return the differences to the baseline for the seeds that both have."""
     pairs = [(baseline['seeds'].get(seed, {}), values) for seed, values in row['seeds'].items()]
     return [new[key] - old[key] for old, new in pairs if key in old and key in new]
 
 
 def spread(values: Sequence[float], digits: int = 2, sign: str = '') -> str:
-    """Mean ± sample standard deviation; the value alone if there is one, '' if none."""
+    """Format mean ± sample standard deviation, or a single value, or ''."""
     if not values:
         return ''
     mean = f'{statistics.fmean(values):{sign}.{digits}f}'
@@ -74,32 +67,33 @@ def spread(values: Sequence[float], digits: int = 2, sign: str = '') -> str:
 
 
 def markdown(results: Mapping) -> str:
-    """The table, a row per config, and below it what is missing or hard to compare."""
+    """Format a table with a row for each config, and notes on missing and incomparable runs."""
     configs = results['configs']
     baseline = configs[results['baseline']]
-    shown = [m for m in METRICS if any(column(row, m) for row in configs.values())]
-    logged = [m for m in LOGGED if any(column(row, m) for row in configs.values())]
+    metrics, logged = (
+        [key for key in keys if any(column(row, key) for row in configs.values())]
+        for keys in (METRICS, LOGGED)
+    )
     titles = ['config', 'changes', 'seeds']
-    for metric in shown:
-        titles += [METRICS[metric], 'Δ']
-    titles += ['block', *(LOGGED[metric] for metric in logged)]
+    titles += [title for metric in metrics for title in (METRICS[metric], 'Δ')]
+    titles += ['block', *(LOGGED[key] for key in logged)]
     lines = [titles, ['---', '---', *['---:'] * (len(titles) - 2)]]
     for name, row in configs.items():
-        complete = len(row['seeds']) - len([s for s in row['missing'] if str(s) in row['seeds']])
-        wanted = len(set(map(str, row['missing'])) | set(row['seeds']))
-        count = str(wanted) if complete == wanted else f'{complete} of {wanted}'
-        cells = [f'`{name}`', '; '.join(row['changes']) or '–', count]
-        for metric in shown:
-            shift = differences(baseline, row, metric) if row is not baseline else []
+        seeds, missing = set(row['seeds']), set(map(str, row['missing']))
+        count, total = len(seeds - missing), len(seeds | missing)
+        cells = [f'`{name}`', '; '.join(row['changes']) or '–']
+        cells.append(str(total) if count == total else f'{count} of {total}')
+        for metric in metrics:
+            shift = gains(baseline, row, metric) if row is not baseline else []
             cells += [spread(column(row, metric)), spread(shift, sign='+')]
         cells.append(' / '.join(_blocks(column(row, f'{m}_block')) for m in ('knn', 'linear')))
-        lines.append([*cells, *(spread(column(row, metric), 3) for metric in logged)])
+        lines.append([*cells, *(spread(column(row, key), 3) for key in logged)])
     table = [' | '.join(cell.replace('|', r'\|') for cell in line) for line in lines]
-    return '\n'.join([*(f'| {line} |' for line in table), '', *_notes(results)]) + '\n'
+    return '\n'.join([*(f'| {line} |' for line in table), '', '\n\n'.join(_notes(results))]) + '\n'
 
 
 def figure(results: Mapping) -> 'Figure | None':
-    """A panel per metric, a row per config; None if nothing is measured."""
+    """Plot a panel for each metric with a row for each config; None without results."""
     configs = results['configs']
     panels = {
         f'{title}, top-1 in %': {name: column(row, metric) for name, row in configs.items()}
@@ -120,7 +114,7 @@ def _notes(results: Mapping) -> list[str]:
     for name, row in configs.items():
         for seed, values in row['seeds'].items():
             if 'train_images' in values:
-                size = (values['train_images'], values['val_images'])
+                size = values['train_images'], values['val_images']
                 sizes.setdefault(size, []).append(f'{name} seed {seed}')
     if len(sizes) == 1:
         notes.append('Features: {} images to train on, {} to test.'.format(*next(iter(sizes))))
@@ -128,21 +122,21 @@ def _notes(results: Mapping) -> list[str]:
         parts = [f'{train}/{val}: {", ".join(names)}' for (train, val), names in sizes.items()]
         notes.append(
             'NOT COMPARABLE: features were evaluated on different numbers of training/validation '
-            f'images ({"; ".join(parts)}). Delete features.json of those to evaluate again.'
+            f'images ({"; ".join(parts)}). Delete their features.json to evaluate them again.'
         )
     if missing := {name: row['missing'] for name, row in configs.items() if row['missing']}:
         count = sum(map(len, missing.values()))
         parts = [f'{name} (seed {", ".join(map(str, seeds))})' for name, seeds in missing.items()]
         notes.append(f'Missing or incomplete: {count} runs: {"; ".join(parts)}.')
-    return [line for note in notes for line in (note, '')][:-1]
+    return notes
 
 
 def _blocks(blocks: Sequence[float]) -> str:
     return ', '.join(map(str, sorted(set(blocks)))) or '–'
 
 
-def _scalars(folder: Path) -> list[dict]:
+def _logged(folder: Path, key: str) -> list[float]:
     try:
-        return read_scalars(folder)
+        return [entry[key] for entry in read_scalars(folder) if key in entry]
     except FileNotFoundError:
         return []

@@ -1,1 +1,1 @@
-"""Targets of fixed crops, kept on disk: pretraining without the tokenizer."""
+"""Targets of fixed crops, computed once and kept on disk: pretraining without the tokenizer."""

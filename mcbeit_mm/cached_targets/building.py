@@ -1,10 +1,13 @@
-"""Pretraining config -> cached targets: the tokenizer's word on fixed crops of every image."""
+"""Pretraining config -> cached targets: the tokenizer's best codes for each image's fixed crops."""
 
+import errno
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,105 +19,84 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.bad_samples import OUTAGES
 from ..datasets.images import BadImageError
-from ..fileio.atomic_files import remove_leftovers, write_atomically
+from ..fileio.atomic_files import remove_leftovers
 from ..head import MCBEiTHead
-from ..tokenizers.base import Tokenizer, check_tokens
+from ..targets import soft_probs
+from ..tokenizers.base import check_tokens
 from ..transforms import TwoViewRandomResizedCrop
-from .cache import HEAD, MANIFEST, NO_IMAGE, UNFINISHED, CachePlan, file_name, image_check
+from .cache import IMAGES, TARGETS, UNREADABLE, Header, decode, encode, image_check
 from .crops import FixedCrops
-from .records import Fidelity, RecordFormat, encode, fidelity
 
-FILE_BYTES = 2**28  # what a stopped run loses at most
-MEASURED = 16  # images that a cache's fidelity is measured on
-Report = Callable[[str], None]
+GIB = 2**30
+REPORT_SECONDS = 30
 
 
-class CropViews(FixedCrops):
-    """Image -> the tokenizer's views of all its crops, (C, 3, H, W) uint8, and its check."""
+class TokenizerViews(Dataset):
+    """Index -> `image_check` and the tokenizer's views (C, 3, H, W) uint8 of all C crops; of an
+    unreadable image UNREADABLE and blank views.
 
-    def __init__(self, crop: dict, seed: int, num_crops: int):
-        super().__init__(crop, seed)
-        self.num_crops = num_crops
+    Args:
+        images: data set whose pipeline loads images and does nothing else.
+    """
 
-    def transform(self, results: dict) -> tuple[int, Tensor]:
-        """Load nothing, draw all crops."""
-        views = [self.view(results, number, 1) for number in range(self.num_crops)]
-        views = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        return image_check(results['img_path'], results['img'].shape[:2]), views
-
-
-class ReadableViews(Dataset):
-    """A data set of `CropViews`, with blank views and no check for images that cannot be read."""
-
-    def __init__(self, dataset: BaseDataset):
-        self.dataset = dataset
+    def __init__(self, images: BaseDataset, crops: FixedCrops, num_crops: int):
+        self.images, self.crops, self.num_crops = images, crops, num_crops
+        self.size = crops.two_views.targets[1][0]
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         try:
-            return self.dataset[index]
+            results = self.images[index]
         except (BadImageError, OSError) as error:
             if isinstance(error, OSError) and error.errno in OUTAGES:
                 raise
-            views = self.dataset.pipeline.transforms[-1]
-            size, _ = views.two_views.targets[1]
-            return NO_IMAGE, torch.zeros(views.num_crops, 3, *size, dtype=torch.uint8)
+            return UNREADABLE, torch.zeros(self.num_crops, 3, *self.size, dtype=torch.uint8)
+        views = np.stack([self.crops.view(results, number, 1) for number in range(self.num_crops)])
+        check = image_check(results['img_path'], results['img'].shape[:2])
+        return check, torch.from_numpy(views).permute(0, 3, 1, 2)
 
 
 class CacheBuilder:
-    """Makes the cache of a pretraining config: its data, views, tokenizer and tau.
+    """Builds a cache from the data, views, tokenizer and tau of a pretraining config.
 
     Args:
         k: codes kept per token, None for all.
-        num_crops: crops per image.
-        dtype: 'float16' or 'float32', of the kept logits.
 
     Raises:
-        ValueError: the config draws more at random than flip and crop before the views, its data
-            set gives images no fixed number, or tau is not constant.
+        ValueError: the data set has no two-view crop, or draws more at random than flip and crop
+            before it; or tau changes during training and not all codes are kept.
     """
 
     def __init__(
         self,
         cfg: Config,
-        k: int | None,
+        k: int | None = None,
         num_crops: int = 1,
-        dtype: str = 'float16',
         seed: int = 0,
         device: str = 'cpu',
     ):
-        if num_crops < 1:
-            raise ValueError(f'the number of crops is {num_crops}, expected 1 or more')
-        loading, crop = split_pipeline(cfg.train_dataloader.dataset.get('pipeline') or [])
-        views = CropViews(crop, seed, num_crops)
-        dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, pipeline=[*loading, views]))
-        if not isinstance(dataset, BaseDataset):
-            raise ValueError(
-                f'{type(dataset).__name__} gives its images no fixed number: cache the data sets '
-                'within, one by one'
-            )
-        self.dataset = ReadableViews(dataset)
-        self.tokenizer = load_tokenizer(cfg).to(device)
-        self.preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
-        (size, _), stride = views.two_views.targets[1], self.tokenizer.stride
-        grid = size[0] // stride, size[1] // stride
-        check_tokens(size, stride, grid)
-        vocab_size = self.tokenizer.vocab_size
-        kept = vocab_size if k is None else k
-        tau = tau_of(cfg, all_codes=kept == vocab_size)
-        record = RecordFormat(vocab_size, grid, kept, tau, dtype).check()
-        image_bytes = num_crops * (record.num_bytes + HEAD.size)
-        self.plan = CachePlan(
-            record,
-            num_images=len(dataset),
-            num_crops=num_crops,
-            seed=seed,
-            images_per_file=max(1, FILE_BYTES // image_bytes),
-            stride=stride,
-            crop=crop,
-            tokenizer=self.tokenizer.identity | dict(precision=self.tokenizer.precision),
+        model, data = cfg.model, cfg.train_dataloader.dataset
+        loading, crop = split_pipeline(data.get('pipeline') or [])
+        images = DATASETS.build(dict(data, pipeline=loading))
+        self.views = TokenizerViews(images, FixedCrops(crop, seed), num_crops)
+        self.tokenizer = MODELS.build(model.target_generator).to(device)
+        self.tokenizer.precision = model.get('tokenizer_precision', 'fp32')
+        self.tokenizer.compiled = model.get('compile_tokenizer', False)
+        self.preprocessor = MODELS.build(model.data_preprocessor).to(device)
+        stride, vocab_size = self.tokenizer.stride, self.tokenizer.vocab_size
+        grid = tuple(side // stride for side in self.views.size)
+        check_tokens(self.views.size, stride, grid)
+        k = vocab_size if k is None else k
+        hooks = cfg.get('custom_hooks') or []
+        if k < vocab_size and any(hook.type == 'TauWarmupHook' for hook in hooks):
+            raise ValueError('TauWarmupHook changes tau, k codes serve only one: keep all codes')
+        tau = model.head.get('tau', inspect.signature(MCBEiTHead).parameters['tau'].default)
+        identity = self.tokenizer.identity | dict(precision=self.tokenizer.precision)
+        sizes = dict(grid=grid, k=k, num_images=len(images), num_crops=num_crops)
+        self.header = Header(
+            vocab_size, stride, tau=float(tau), seed=seed, crop=crop, tokenizer=identity, **sizes
         )
 
     def token_logits(self, views: Tensor) -> Tensor:
@@ -122,123 +104,109 @@ class CacheBuilder:
         batch = dict(inputs=[views, views], data_samples=None)
         return self.tokenizer(self.preprocessor(batch)['inputs'][1])
 
-    def measure(self, formats: Sequence[RecordFormat], images: int = MEASURED) -> list[Fidelity]:
-        """How well formats keep the logits of evenly spaced images' first crops."""
-        chosen = np.linspace(0, len(self.dataset) - 1, min(images, len(self.dataset))).astype(int)
-        samples = (self.dataset[index] for index in chosen.tolist())
-        views = [views[:1] for check, views in samples if check != NO_IMAGE]
-        if not views:
-            raise ValueError(f'none of {len(chosen)} images could be read')
-        # One by one: in double precision an image takes 40 MB a copy.
-        found = [[fidelity(self.token_logits(v), f) for f in formats] for v in views]
-        return [Fidelity(*np.mean(column, axis=0).tolist()) for column in zip(*found, strict=True)]
-
     def build(
-        self, out: Path, batch_size: int, num_workers: int = 0, report: Report = print
+        self,
+        out: Path,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        report: Callable[[str], object] = print,
     ) -> int:
-        """Write the cache into a folder, or what it still lacks; the number of unreadable images.
+        """Write the cache, from the start after an interruption; return the number of unreadable
+        images.
 
         Raises:
-            ValueError: the folder holds a cache of other settings.
+            FileExistsError: the folder holds anything else than an unfinished cache.
+            OSError: the disk is too small.
         """
-        begin(out, self.plan)
-        plan, unreadable = self.plan, 0
-        numbers = [n for n in range(plan.num_files) if not (out / file_name(n)).exists()]
-        batches = {n: list(_batches(plan.images_of(n), batch_size)) for n in numbers}
-        order = list(chain.from_iterable(batches.values()))
-        samples = iter(DataLoader(self.dataset, batch_sampler=order, num_workers=num_workers))
-        for done, number in enumerate(numbers, start=1):
-            content = bytearray()
-            for _ in batches[number]:
-                checks, views = next(samples)
-                unreadable += int((checks == NO_IMAGE).sum())
-                content += self._records(checks, views)
-            write_atomically(out / file_name(number), content)
-            report(f'{done}/{len(numbers)} files, {plan.images_of(number).stop:,} images')
-        (kept,) = self.measure([plan.record])
-        write_atomically(out / MANIFEST, plan.as_json(fidelity=kept._asdict()))
-        (out / UNFINISHED).unlink()
-        return unreadable
+        header, checks, last = self.header, [], time.monotonic()
+        size = 2 * math.prod(header.shape)
+        report(f'{header.num_images:,} images x {header.num_crops} crops: {size / GIB:.2f} GiB')
+        make_room(out, size)
+        layout = dict(descr='<i2', fortran_order=False, shape=header.shape)
+        loader = DataLoader(self.views, batch_size, num_workers=num_workers)
+        with open(out / TARGETS, 'wb') as file:
+            np.lib.format.write_array_header_1_0(file, layout)
+            for found, views in loader:
+                records = encode(self.token_logits(views.flatten(0, 1)), header.k, header.tau)
+                file.write(records.cpu().numpy())
+                checks += found.tolist()
+                if time.monotonic() - last > REPORT_SECONDS or len(checks) == header.num_images:
+                    last = time.monotonic()
+                    report(f'{len(checks):,}/{header.num_images:,} images')
+        np.save(out / IMAGES, np.array(checks, np.uint32))
+        header.write(out)
+        return checks.count(UNREADABLE)
 
-    def _records(self, checks: Tensor, views: Tensor) -> bytes:
-        records = encode(self.token_logits(views.flatten(0, 1)), self.plan.record).cpu().numpy()
-        checks, parts = checks.repeat_interleave(self.plan.num_crops), []
-        for check, record in zip(checks, records, strict=True):
-            body = HEAD.pack(0, int(check))[4:] + record.tobytes()
-            parts += [crc32(body).to_bytes(4, 'little'), body]
-        return b''.join(parts)
+    def compare(self, ks: Sequence[int], num_images: int = 64) -> str:
+        """Table of size and exactness per k, measured on first crops of evenly spaced images."""
+        header = self.header
+        chosen = np.linspace(0, len(self.views) - 1, min(num_images, len(self.views))).astype(int)
+        samples = (self.views[index] for index in chosen.tolist())
+        views = [views[:1] for check, views in samples if check != UNREADABLE]
+        if not views:
+            raise ValueError(f'none of {len(chosen)} images is readable')
+        # One by one: in double precision an image takes tens of MB.
+        logits = map(self.token_logits, views)
+        found = np.mean([[fidelity(x, k, header.tau) for k in ks] for x in logits], axis=0)
+        lines = [f'{header.num_images:,} images x {header.num_crops} crops, tau {header.tau:g}']
+        columns = 'k', 'KiB per crop', 'GiB in all', 'mass kept', 'KL (nats)', 'other best code'
+        lines.append(''.join(f'{column:<16}' for column in columns))
+        for k, (mass, kl, changed) in zip(ks, found, strict=True):
+            shape = replace(header, k=k).shape
+            sizes = f'{k:<16}{math.prod(shape[2:]) / 512:<16.1f}{math.prod(shape) * 2 / GIB:<16.3g}'
+            lines.append(f'{sizes}{mass:<16.4f}{kl:<16.2e}{changed:.3%}')
+        return '\n'.join(lines)
 
 
-def begin(out: Path, plan: CachePlan) -> None:
-    """Make a folder for a cache, or take up an unfinished one of the same plan.
-
-    Raises:
-        FileExistsError: it holds a finished cache, or anything else.
-        ValueError: it holds an unfinished cache of another plan.
-    """
+def make_room(out: Path, size: int) -> None:
+    """Make a folder, or empty that of an unfinished cache; check that `size` bytes are free."""
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    if (out / UNFINISHED).is_file():
-        if (out / UNFINISHED).read_text() != plan.as_json():
-            raise ValueError(
-                f'{out} holds an unfinished cache of other settings: choose another folder, or '
-                'remove it'
-            )
-    elif any(out.iterdir()):
-        what = 'a finished cache' if (out / MANIFEST).is_file() else 'other files'
-        raise FileExistsError(f'{out} holds {what}: choose another folder, or remove it')
-    else:
-        write_atomically(out / UNFINISHED, plan.as_json())
+    if {file.name for file in out.iterdir()} - {TARGETS, IMAGES}:
+        raise FileExistsError(f'{out} is not empty: choose another folder')
+    for file in out.iterdir():
+        file.unlink()
+    if size > shutil.disk_usage(out).free:
+        raise OSError(errno.ENOSPC, f'no space for {size / GIB:.2f} GiB', str(out))
 
 
 def split_pipeline(pipeline: Sequence[dict]) -> tuple[list[dict], dict]:
-    """The steps that load an image, and all arguments of the two-view crop, a flip before it
-    included.
+    """Return the loading steps and all arguments of the two-view crop, including a flip before it.
 
     Raises:
         ValueError: no such crop, or another step before it that may draw at random.
     """
-    loading: list[dict] = []
-    flip = None
+    loading, flip = [], {}
     for step in pipeline:
         name = getattr(step['type'], '__name__', step['type'])
+        settings = {key: value for key, value in step.items() if key != 'type'}
         if name == 'TwoViewRandomResizedCrop':
-            bound = inspect.signature(TwoViewRandomResizedCrop).bind(
-                **{key: value for key, value in step.items() if key != 'type'}
-            )
-            bound.apply_defaults()
-            crop = dict(bound.arguments)
-            if flip is not None:
-                crop['flip_prob'] = flip
-            return loading, crop
-        if name == 'RandomFlip' and set(step) == {'type', 'prob'} and flip is None:
-            flip = step['prob']
-        elif name.startswith('Load') and flip is None:
+            parameters = inspect.signature(TwoViewRandomResizedCrop).parameters.values()
+            return loading, {p.name: p.default for p in parameters} | settings | flip
+        if name == 'RandomFlip' and set(settings) == {'prob'}:
+            flip = dict(flip_prob=settings['prob'])
+        elif name.startswith('Load'):
             loading.append(step)
         else:
             raise ValueError(
-                f'{name} comes before the two-view crop: targets can be cached after '
-                'loading, RandomFlip(prob=...) and TwoViewRandomResizedCrop only'
+                f'{name} precedes the two-view crop: targets can be cached after loading, '
+                'RandomFlip(prob=...) and TwoViewRandomResizedCrop only'
             )
-    raise ValueError('the config has no TwoViewRandomResizedCrop: is it one of pretraining?')
+    raise ValueError(
+        'the pipeline of the training data has no TwoViewRandomResizedCrop: use a pretraining '
+        'config; of concatenated or repeated data sets, cache each one'
+    )
 
 
-def load_tokenizer(cfg: Config) -> Tokenizer:
-    """The tokenizer of a pretraining config, with its precision."""
-    tokenizer = MODELS.build(cfg.model.target_generator)
-    tokenizer.precision = cfg.model.get('tokenizer_precision', 'fp32')
-    tokenizer.compiled = cfg.model.get('compile_tokenizer', False)
-    return tokenizer
-
-
-def tau_of(cfg: Config, all_codes: bool) -> float:
-    """The head's tau; ValueError if it changes in training and not all codes are kept."""
-    hooks = cfg.get('custom_hooks') or []
-    if not all_codes and any(hook.type == 'TauWarmupHook' for hook in hooks):
-        raise ValueError('TauWarmupHook changes tau, the codes left out are kept for one: keep all')
-    default = inspect.signature(MCBEiTHead).parameters['tau'].default
-    return float(cfg.model.head.get('tau', default))
-
-
-def _batches(images: range, size: int) -> Iterator[list[int]]:
-    return (list(images[start : start + size]) for start in range(0, len(images), size))
+def fidelity(token_logits: Tensor, k: int, tau: float) -> tuple[float, float, float]:
+    """Means over tokens: probability of the k kept codes, KL of the cached probabilities from the
+    exact ones in nats, share of changed best codes.
+    """
+    _, vocab_size, *grid = token_logits.shape
+    cached_logits = decode(encode(token_logits, k, tau), vocab_size, grid)
+    exact = soft_probs(token_logits.double(), tau)
+    cached = soft_probs(cached_logits.double(), tau)
+    mass = exact.topk(k, dim=-1).values.sum(-1).mean()
+    kl = torch.where(exact > 0, exact * (exact.log() - cached.log()), 0.0).sum(-1).mean()
+    changed = (cached_logits.argmax(1) != token_logits.argmax(1)).double().mean()
+    return mass.item(), kl.item(), changed.item()

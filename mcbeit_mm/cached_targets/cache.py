@@ -1,14 +1,14 @@
-"""Cached targets on disk: what a tokenizer said of a fixed set of crops of each image.
+"""Cached targets on disk: the k best codes of each token of fixed crops.
 
-A cache is a folder of `targets-NNNNN.bin` and a manifest, `cache.json`, which is written last. The
-files hold records of one size (token_records.py), image by image and crop by crop, each after a
-head of eight bytes: the CRC-32 of what follows, and that of the image's name and size.
+A cache is a folder of three files:
+    targets.npy  records (images, crops, tokens, 2k + 1) int16, memory-mapped; see `encode`
+    images.npy   `image_check` of each image, or UNREADABLE
+    cache.json   the `Header`, written last: without it the cache is unfinished
 """
 
-import errno
 import json
+import math
 import os
-import struct
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,153 +16,122 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..errors import SetupError
-from .records import RecordFormat
+from ..fileio.atomic_files import write_atomically
 
-MANIFEST, UNFINISHED = 'cache.json', 'unfinished.json'
-FORMAT = 1
-HEAD = struct.Struct('<II')
-NO_IMAGE = 0  # the head's second number where the image could not be read
+HEADER, TARGETS, IMAGES = 'cache.json', 'targets.npy', 'images.npy'
+FORMAT = 2
+UNREADABLE = 0
+MAX_VOCAB = 2**16  # codes are stored in 16 bits
 
 
 @dataclass(frozen=True)
-class CachePlan:
-    """What a cache holds: `crop` are the arguments of TwoViewRandomResizedCrop, `tokenizer` is the
-    identity of the tokenizer and its precision, `stride` its pixels per token.
+class Header:
+    """Contents of a cache: `grid` tokens (h, w) per crop, `stride` pixels per token, `crop` the
+    arguments of TwoViewRandomResizedCrop, `tokenizer` its identity and precision.
     """
 
-    record: RecordFormat
+    vocab_size: int
+    stride: int
+    grid: tuple[int, int]
+    k: int
+    tau: float
     num_images: int
     num_crops: int
     seed: int
-    images_per_file: int
-    stride: int
     crop: dict[str, Any]
     tokenizer: dict[str, Any]
+    format: int = FORMAT
+
+    def __post_init__(self):
+        if not 1 <= self.k <= self.vocab_size <= MAX_VOCAB:
+            raise ValueError(
+                f'k is {self.k} of {self.vocab_size} codes, expected 1 <= k <= codes <= {MAX_VOCAB}'
+            )
+        if self.num_crops < 1:
+            raise ValueError(f'the number of crops is {self.num_crops}, expected 1 or more')
 
     @property
-    def bytes_per_crop(self) -> int:
-        """Size of a record with its head."""
-        return HEAD.size + self.record.num_bytes
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the records: images, crops, tokens, values per token."""
+        return self.num_images, self.num_crops, math.prod(self.grid), 2 * self.k + 1
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of all files together, without the manifest."""
-        return self.num_images * self.num_crops * self.bytes_per_crop
-
-    @property
-    def num_files(self) -> int:
-        """Number of files."""
-        return -(-self.num_images // self.images_per_file)
-
-    def images_of(self, number: int) -> range:
-        """Indices of the images in a file."""
-        start = number * self.images_per_file
-        return range(start, min(start + self.images_per_file, self.num_images))
-
-    def size_of(self, number: int) -> int:
-        """Bytes of a file."""
-        return len(self.images_of(number)) * self.num_crops * self.bytes_per_crop
-
-    def as_json(self, **more: Any) -> str:
-        """The manifest, with more entries."""
-        content = asdict(self) | dict(format=FORMAT, record=self.record._asdict())
-        return json.dumps(content | more, indent=2) + '\n'
-
-    @classmethod
-    def from_json(cls, file: Path) -> 'CachePlan':
-        """Read a manifest; ValueError if it is none, or of another format."""
-        try:
-            content = json.loads(file.read_text())
-            if content['format'] != FORMAT:
-                raise ValueError(f'format {content["format"]}, expected {FORMAT}')
-            record = content['record'] | dict(grid=tuple(content['record']['grid']))
-            names = set(cls.__dataclass_fields__) - {'record'}
-            return cls(RecordFormat(**record).check(), **{name: content[name] for name in names})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{file} is no manifest of cached targets: {error!r}') from error
+    def write(self, folder: str | os.PathLike) -> None:
+        """Write cache.json, which completes a cache."""
+        write_atomically(Path(folder, HEADER), json.dumps(asdict(self), indent=2) + '\n')
 
 
-def file_name(number: int) -> str:
-    """Name of a file of records."""
-    return f'targets-{number:05}.bin'
+def encode(token_logits: Tensor, k: int, tau: float) -> Tensor:
+    """Records (B, L, 2k + 1) int16 of token logits (B, V, h, w).
+
+    Per token: the k largest logits in descending order, one logit shared by all other codes, and
+    the k codes. The shared logit gives the other codes together the probability they have at
+    `tau`. Logits are relative to the largest, as the bits of float16.
+    """
+    logits = token_logits.flatten(2).transpose(1, 2)
+    logits = logits - logits.amax(-1, keepdim=True)
+    kept, codes = logits.topk(k, dim=-1)
+    others = logits.scatter(-1, codes, -torch.inf)
+    scale = tau or 1.0  # at tau = 0 the other codes have no probability anyway
+    mean = (others / scale).logsumexp(-1, keepdim=True) - math.log(max(logits.shape[-1] - k, 1))
+    # Neither rounding nor tau = 0 may make another code the best.
+    shared = torch.minimum(mean * scale, kept[..., -1:])
+    bits = torch.cat([kept, shared], -1).half().view(torch.int16)
+    return torch.cat([bits, codes.short()], -1)
+
+
+def decode(records: Tensor, vocab_size: int, grid: tuple[int, int]) -> Tensor:
+    """Token logits (B, V, h, w) in fp32 of records (B, L, 2k + 1)."""
+    k = records.shape[-1] // 2
+    logits = records[..., : k + 1].view(torch.float16).float()
+    codes = records[..., k + 1 :].long() & 0xFFFF  # stored without a sign
+    full = logits[..., k:].repeat(1, 1, vocab_size).scatter_(-1, codes, logits[..., :k])
+    return full.transpose(1, 2).unflatten(2, grid)
 
 
 def image_check(path: str | os.PathLike, shape: tuple[int, int]) -> int:
-    """A number that another image, or the same at another size (H, W), most likely has not."""
+    """Checksum of file name and image size (H, W)."""
     text = f'{os.path.basename(path)} {shape[0]}x{shape[1]}'
     return crc32(text.encode(errors='surrogateescape')) or 1
 
 
-class TargetCache:
-    """A finished cache, opened for reading.
+def read_header(folder: str | os.PathLike) -> Header:
+    """Read the header of a complete cache.
 
     Raises:
-        FileNotFoundError: no manifest, or a missing file of records.
-        ValueError: a manifest of another kind, or a file of another size than it says.
+        FileNotFoundError: no cache, or an unfinished one.
+        ValueError: another format.
     """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        manifest = self.folder / MANIFEST
-        if not manifest.is_file():
-            state = 'is unfinished' if (self.folder / UNFINISHED).is_file() else 'has none'
-            raise FileNotFoundError(
-                f'no cached targets: {self.folder} {state}; run tools/cache_targets.py'
-            )
-        self.plan = CachePlan.from_json(manifest)
-        self.record, self.stride = self.plan.record, self.plan.stride
-        for number in range(self.plan.num_files):
-            file = self.folder / file_name(number)
-            if not file.is_file():
-                raise FileNotFoundError(f'{file} is missing, {manifest} counts it')
-            if file.stat().st_size != self.plan.size_of(number):
-                raise ValueError(
-                    f'{file} has {file.stat().st_size} bytes, expected '
-                    f'{self.plan.size_of(number)}: copy it again'
-                )
-        self.files: dict[int, int] = {}
-
-    def read(self, index: int, crop: int, check: int) -> np.ndarray:
-        """Record (num_bytes,) uint8 of a crop of an image.
-
-        Args:
-            check: `image_check` of the image that the caller has.
-
-        Raises:
-            SetupError: the cache was made from other data.
-            OSError: the file holds other bytes than were written.
-        """
-        plan = self.plan
-        number, place = divmod(index, plan.images_per_file)
-        if index >= plan.num_images:
-            raise SetupError(
-                f'{self.folder} has targets of {plan.num_images} images, asked for image {index}: '
-                'the cache was made from other data'
-            )
-        if number not in self.files:
-            self.files[number] = os.open(self.folder / file_name(number), os.O_RDONLY)
-        size = plan.bytes_per_crop
-        # Not seek and read: forked workers share the position in a file.
-        data = os.pread(self.files[number], size, (place * plan.num_crops + crop) * size)
-        checksum, image = HEAD.unpack_from(data) if len(data) == size else (None, None)
-        if checksum != crc32(memoryview(data)[4:]):
-            raise OSError(
-                errno.EIO,
-                f'damaged: other bytes than cached for crop {crop} of image {index}',
-                str(self.folder / file_name(number)),
-            )
-        if image == NO_IMAGE:
-            raise OSError(
-                errno.EIO, 'the image could not be read when its targets were cached', str(index)
-            )
-        if image != check:
-            raise SetupError(
-                f'image {index} is not the one that {self.folder} has targets of, or has another '
-                'size: the cache was made from other data'
-            )
-        return np.frombuffer(data, np.uint8, offset=HEAD.size).copy()  # torch wants to own it
+    file, remedy = Path(folder, HEADER), 'build the cache with tools/cache_targets.py'
+    if not file.is_file():
+        state = 'an unfinished cache' if Path(folder, TARGETS).is_file() else 'no cached targets'
+        raise FileNotFoundError(f'{state} in {folder}: {remedy}')
+    try:
+        content = json.loads(file.read_text())
+        if content['format'] != FORMAT:
+            raise ValueError(f'format {content["format"]}, expected {FORMAT}')
+        return Header(**content | dict(grid=tuple(content['grid'])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} is not usable ({error!r}): {remedy} again') from error
 
 
-open_cache = cache(TargetCache)
+@cache
+def open_arrays(folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-map records and image checks, once per process.
+
+    Objects that are copied or pickled must not hold them: a copy is an array in memory.
+
+    Raises:
+        FileNotFoundError: no cache, an unfinished one or a missing file.
+        ValueError: another format or a truncated file.
+    """
+    shape = read_header(folder).shape
+    try:
+        records, images = (np.load(Path(folder, name), mmap_mode='r') for name in (TARGETS, IMAGES))
+        if records.shape != shape or images.shape != shape[:1]:
+            raise ValueError(f'shapes {records.shape} and {images.shape}, expected {shape}')
+    except (ValueError, EOFError) as error:
+        raise ValueError(f'{folder} is damaged ({error}): copy the cache again') from error
+    return records, images

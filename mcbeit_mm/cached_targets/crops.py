@@ -1,26 +1,27 @@
-"""Fixed crops of an image, whose targets a cache holds."""
+"""Image -> one of the fixed crops whose targets are cached."""
+
+import errno
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
 from ..datasets.resampling import resize
 from ..datasets.seeded_data import CROPS, generators_kept, seed_generators
+from ..errors import SetupError
 from ..transforms import TwoViewRandomResizedCrop
-from .cache import image_check, open_cache
+from .cache import UNREADABLE, image_check, open_arrays, read_header
 
 
-class FixedCrops(BaseTransform):
-    """Base of what works on the crops of a target cache: the same ones in every epoch.
-
-    Crop `number` of an image hangs on the cache's seed, the image's index and the number alone.
-    """
+class FixedCrops:
+    """The crops of a cache: each depends only on seed, image index and crop number."""
 
     def __init__(self, crop: dict, seed: int):
         self.two_views, self.seed = TwoViewRandomResizedCrop(**crop), seed
 
     def view(self, results: dict, number: int, which: int) -> np.ndarray:
-        """A view of one crop: `which` 0 is the student's, 1 the tokenizer's."""
+        """Draw the view (H, W, 3) of a crop: `which` is 0 for the student, 1 for the tokenizer."""
         with generators_kept():
             seed_generators(CROPS, self.seed, results['sample_idx'], number)
             crop = self.two_views.draw(results['img'])
@@ -28,31 +29,45 @@ class FixedCrops(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class CachedTargetsCrop(FixedCrops):
-    """Take one of an image's fixed crops at random: results['img'] becomes [student view uint8
-    (H, W, 3), record uint8 (bytes,)], the second for `CachedTokenizer`.
+class CachedTargetsCrop(BaseTransform):
+    """Draw one of an image's fixed crops: results['img'] becomes [student view uint8 (H, W, 3),
+    record int16 (L, 2k + 1)], the second for `CachedTokenizer`.
 
-    Sizes, scale and flips are those that the cache was made with. The loading before it must be
-    the same, too.
+    Sizes, scale and flips are those of the cache; images must be loaded as they were for it.
 
     Args:
-        cache: its folder, see tools/cache_targets.py.
+        cache: folder built by tools/cache_targets.py.
     """
 
     def __init__(self, cache: str):
-        self.cache = open_cache(cache)
-        super().__init__(self.cache.plan.crop, self.cache.plan.seed)
+        open_arrays(cache)  # fails early
+        header = read_header(cache)
+        self.cache, self.num_crops = cache, header.num_crops
+        self.crops = FixedCrops(header.crop, header.seed)
 
     @staticmethod
     def crop_of(cache: str) -> dict:
-        """Arguments of the crop that a cache was made with, see `TwoViewRandomResizedCrop`."""
-        return open_cache(cache).plan.crop
+        """Return the arguments of the `TwoViewRandomResizedCrop` that a cache was built with."""
+        return read_header(cache).crop
 
     def transform(self, results: dict) -> dict:
-        """Replace the image; SetupError if the cache is of other data."""
-        number = int(np.random.randint(self.cache.plan.num_crops))
-        check = image_check(results['img_path'], results['img'].shape[:2])
-        record = self.cache.read(results['sample_idx'], number, check)
-        results['img'] = [self.view(results, number, 0), record]
-        results['img_shape'] = self.two_views.targets[0][0]
+        """Replace the image.
+
+        Raises:
+            SetupError: the cache was built from other data.
+            OSError: the image was unreadable when the cache was built.
+        """
+        records, images = open_arrays(self.cache)
+        index, number = results['sample_idx'], int(np.random.randint(self.num_crops))
+        check = int(images[index]) if index < len(images) else None
+        if check == UNREADABLE:
+            raise OSError(errno.EIO, 'unreadable when targets were cached', results['img_path'])
+        if check != image_check(results['img_path'], results['img'].shape[:2]):
+            raise SetupError(
+                f'image {index}, {results["img_path"]}, differs in name or size from the one in '
+                f'{self.cache}: the cache was built from other data'
+            )
+        view = self.crops.view(results, number, 0)
+        results['img'] = [view, torch.from_numpy(np.array(records[index, number]))]
+        results['img_shape'] = view.shape[:2]
         return results

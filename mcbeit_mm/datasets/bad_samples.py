@@ -1,11 +1,10 @@
-"""Samples that cannot be read: which one is used instead, how many there are, where they lie.
+"""Replace, count and list training samples that cannot be read.
 
-For training data only: in validation and test data every sample counts, an error ends the run.
+For training only: a bad validation or test sample ends the run.
 """
 
 import errno
 import json
-import os
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import torch
 from ..errors import SetupError
 from .images import BadImageError
 
-# These come from code or the machine, never from what a file holds: raised again at once.
+# Caused by code or the machine, never by a file's content: re-raised at once.
 PROGRAMMING_ERRORS = (
     NameError,
     AttributeError,
@@ -27,77 +26,64 @@ PROGRAMMING_ERRORS = (
     MemoryError,
     SetupError,
 )
-# A file system that is away or a process without handles: no fault of one image.
+# The file system is away or the process is out of handles: not the fault of one image.
 OUTAGES = (
     errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM,
 )  # fmt: skip
-# Even of data with half of its samples bad, this many are all bad once in 2^100 cases.
+# With half of all samples bad, this many in a row are bad with probability 2^-100.
 CANDIDATES = 100
-# A share of fewer samples says little: at the default share, 10 bad ones are expected of 1000.
+# At the default share, 10 bad samples are expected among 1,000; a share of fewer says little.
 MIN_COUNT = 10
 
 
 class BadSamples:
     """Replaces, counts and lists the samples of a data set that cannot be read.
 
-    Any exception means that a sample is bad, but for those of a programming error. A bug that
-    raises another one strikes good samples too: it soon exceeds `limit`, which ends the run.
-    The counts lie in shared memory and are of this run; the list goes on after a resume. They see
-    one rank's samples: each has its own list.
+    Any exception but a programming error marks a sample as bad. A bug that raises another one
+    strikes good samples too and soon exceeds `limit`, which ends the run. Counts live in shared
+    memory and start at 0 in each run; the list continues after a resume. Each rank has its own.
 
     Args:
-        length: samples of the data set.
-        seed: the same seed gives the same replacements.
-        report: file for one JSON line per bad sample: index, path, reason, instead (the index of
-            its first replacement) and, where data is not the likely cause, traceback.
+        length: number of samples in the data set.
+        seed: determines the replacements.
+        report: file with one JSON line per bad sample: index, path, reason, instead (index of its
+            first replacement) and, unless the data is the likely cause, traceback.
         max_share: largest share of bad samples, 0..1.
     """
 
     def __init__(
         self, length: int, seed: int, report: str | Path | None = None, max_share: float = 0.01
     ):
-        self.length, self.seed = length, seed
+        if not 0 <= max_share <= 1:
+            raise ValueError(f'max_share must be in [0, 1], got {max_share}')
+        self.length, self.seed, self.max_share = length, seed, max_share
         self.report = None if report is None else Path(report)
         self._seen = torch.zeros(length, dtype=torch.uint8).share_memory_()
         self._bad = torch.zeros(length, dtype=torch.uint8).share_memory_()
-        self._max_share = torch.zeros(1, dtype=torch.float64).share_memory_()
-        self.max_share = max_share
-        self._start = 0  # of this run's lines in the report
-        self._listed = set()
+        self._start = 0  # where this run's lines start in the report
+        self._listed = {(entry['index'], entry['path']) for entry in self.entries()}
         if self.report is not None and self.report.exists():
             self._start = self.report.stat().st_size
-            self._listed = {(entry['index'], entry['path']) for entry in self._entries(0)}
-
-    @property
-    def max_share(self) -> float:
-        """Largest share of bad samples, 0..1; can be set while workers run."""
-        return float(self._max_share)
-
-    @max_share.setter
-    def max_share(self, share: float) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f'max_share must lie in [0, 1], got {share}')
-        self._max_share.fill_(share)
 
     @property
     def count(self) -> int:
-        """Number of samples that this run could not read, each counted once."""
-        return int(np.count_nonzero(self._bad.numpy().view(bool)))
+        """Number of distinct samples that this run could not read."""
+        return int(np.count_nonzero(self._bad.numpy()))
 
     @property
     def seen(self) -> int:
-        """Number of samples that this run has tried to read, each counted once."""
-        return int(np.count_nonzero(self._seen.numpy().view(bool)))
+        """Number of distinct samples that this run has tried to read."""
+        return int(np.count_nonzero(self._seen.numpy()))
 
     @property
     def limit(self) -> int:
-        """Largest `count`: a share of the samples seen, at first 10, never above that of all."""
+        """Largest `count`: a share of the samples seen, at least 10, at most the share of all."""
         share = self.max_share
         return int(min(share * self.length, max(MIN_COUNT, share * self.seen)))
 
     def candidates(self, index: int) -> Iterator[int]:
-        """Give `index`, then other samples in an order that hangs on the seed and `index` alone.
+        """Yield `index`, then replacements in an order that depends only on seed and `index`.
 
         Raises:
             BadImageError: after 100 candidates, or when there are no more.
@@ -113,8 +99,8 @@ class BadSamples:
         """Count and list a candidate for `index` that could not be read.
 
         Raises:
-            Exception: `error` itself, if it is that of a program, not of data.
-            SetupError: there are more than `limit`.
+            Exception: `error` itself, if the program or the machine caused it.
+            SetupError: more than `limit` samples are bad.
         """
         outage = isinstance(error, OSError) and error.errno in OUTAGES
         if outage or isinstance(error, PROGRAMMING_ERRORS):
@@ -127,66 +113,53 @@ class BadSamples:
             raise SetupError(complaint) from error
 
     def complaint(self) -> str | None:
-        """Say what is wrong if there are more than `limit`."""
-        count = self.count
-        if count <= self.limit:
+        """Return an error message if there are more than `limit` bad samples."""
+        if (count := self.count) <= self.limit:
             return None
         return (
             f'{count} of the {self.seen} training samples seen so far (of {self.length}) could not '
             f'be read, more than a share of {self.max_share:g}. They are listed in {self.report}. '
-            'Repair or remove them, or set max_share of BadSamplesHook. ' + self._first()
+            f'Repair or remove them, or raise max_share of BadSamplesHook. {self._first()}'
         )
 
     def entries(self) -> list[dict]:
         """Return the lines that this run has added to the report."""
-        return list(self._entries(self._start))
+        if self.report is None or not self.report.exists():
+            return []
+        found = []
+        for line in self.report.read_bytes()[self._start :].splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off by a full disk or a crash
+                continue
+            if isinstance(entry, dict) and {'index', 'path', 'reason'} <= entry.keys():
+                found.append(entry)
+        return found
 
     def _order(self, index: int) -> Iterator[int]:
         yield index
         drawn = np.random.default_rng([self.seed, index]).integers(self.length, size=CANDIDATES)
         yield from list(dict.fromkeys(i for i in drawn.tolist() if i != index))[: CANDIDATES - 1]
 
-    def _write(self, candidate: int, path: str | None, error: Exception) -> None:
-        """Append one line by one write, which other processes' lines cannot split."""
+    def _write(self, index: int, path: str | None, error: Exception) -> None:
         if self.report is None:
             return
-        order = self._order(candidate)
-        next(order)
-        message = str(error).removeprefix(f'{path}: ')
-        entry = dict(
-            index=candidate,
-            path=path,
-            reason=f'{type(error).__name__}: {message}',
-            instead=next(order, None),
-        )
+        reason = f'{type(error).__name__}: {str(error).removeprefix(f"{path}: ")}'
+        instead = next((i for i in self._order(index) if i != index), None)
+        entry = dict(index=index, path=path, reason=reason, instead=instead)
         if not isinstance(error, BadImageError | OSError):
             entry['traceback'] = ''.join(traceback.format_exception(error))
         try:
             self.report.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.report, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(file, (json.dumps(entry) + '\n').encode())
-            finally:
-                os.close(file)
-        except OSError as failure:  # a full disk: no reason to stop for one bad image
+            with open(self.report, 'ab', buffering=0) as file:
+                # One write per line: lines of other processes cannot interleave.
+                file.write((json.dumps(entry) + '\n').encode())
+        except OSError as failure:  # a full disk is no reason to stop for one bad image
             warnings.warn(f'{entry} is not in {self.report}: {failure}', stacklevel=2)
 
-    def _entries(self, start: int) -> Iterator[dict]:
-        if self.report is None or not self.report.exists():
-            return
-        with open(self.report, 'rb') as file:
-            file.seek(start)
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # cut off by a full disk or a crash
-                    continue
-                if isinstance(entry, dict) and {'index', 'path', 'reason'} <= entry.keys():
-                    yield entry
-
     def _first(self) -> str:
-        entry = next(self._entries(self._start), None)
-        if entry is None:
-            return 'The list says no more.'
-        place = entry['path'] or f'sample {entry["index"]}'
-        return f'The first: {place}: {entry["reason"]}\n{entry.get("traceback", "")}'.rstrip()
+        if not (entries := self.entries()):
+            return 'None of them is listed.'
+        entry = entries[0]
+        sample = entry['path'] or f'sample {entry["index"]}'
+        return f'The first: {sample}: {entry["reason"]}\n{entry.get("traceback", "")}'.rstrip()

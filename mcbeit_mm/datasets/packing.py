@@ -1,8 +1,4 @@
-"""Writing packs, which `shards.py` reads: image folders into tar files, an index of archives.
-
-A row of the index: name, shard, offset, length, CRC-32 of the image, its size after inflating or
-AS_IT_IS.
-"""
+"""Write packs for `shards.py`: image folders as tar files, and indexes of existing archives."""
 
 import io
 import os
@@ -12,162 +8,148 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 from zlib import crc32
 
 import numpy as np
 
 from ..fileio.atomic_files import write_atomically
-from .shards import AS_IT_IS, FORMAT, INDEX
+from .shards import FORMAT, INDEX, STORED, read_member
 
-BLOCK = tarfile.BLOCKSIZE  # what a member is padded to
-LOCAL_SIGNATURE = b'PK\x03\x04'
-LOCAL_HEADER = struct.Struct('<26xHH')  # lengths of name and extra field, which follow
-DEFLATE_RATIO = 1032  # at most: 258 bytes in two bits
-ENCRYPTED = 1  # bit of a zip member's flags
-Member = tuple[str, int, int, int, int, int]
-Place = tuple[str, int, int, int, int]  # a member without its shard
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp', '.gif')
+LENGTHS = 26  # offset in a zip member's local header: lengths of name and extra field
+Place = tuple[int, int, int, int]  # offset, length, CRC-32, inflated size or STORED
+Member = tuple[str, int, Place]  # name, number of its shard, place
 
 
-def pack_folder(
-    images: Iterable[tuple[str, Path]], out: str | os.PathLike, shard_bytes: int = 2**30
-) -> int:
-    """Write images (name, file), bytes untouched, into tar files of about a size; their number.
+def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: int = 2**30) -> int:
+    """Copy the images below a folder into tar files of about `shard_bytes`; return their number.
 
-    The index comes last: without it a pack is refused.
+    The index is written last: a pack without it is refused, and packing again starts over.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        FileExistsError: `out` holds other files than those of an unfinished pack.
+        ValueError: no image in the folder.
     """
-    out = Path(out)
+    folder, out = Path(folder), Path(out)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no folder {folder}')
+    out.mkdir(parents=True, exist_ok=True)
+    leftovers = set(out.iterdir())
+    if leftovers - {out / f'{number:06}.tar' for number in range(len(leftovers))}:
+        raise FileExistsError(f'{out} holds other files: choose an empty folder')
+    for leftover in leftovers:
+        leftover.unlink()
+    files = sorted(file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS)
     members: list[Member] = []
-    for number, group in enumerate(_groups(images, shard_bytes)):
-        with tarfile.open(out / shard_name(number), 'w', format=tarfile.PAX_FORMAT) as tar:
-            for name, file in group:
-                data = file.read_bytes()
-                info = tarfile.TarInfo(checked_name(name))
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-                start = tar.offset - -(-len(data) // BLOCK) * BLOCK
-                place = start, len(data), crc32(data), AS_IT_IS
-                members.append((name, number, *place))
-    shards = sorted({shard_name(member[1]) for member in members})
+    shards: list[str] = []
+    while len(members) < len(files):
+        shards.append(f'{len(shards):06}.tar')
+        with tarfile.open(out / shards[-1], 'w', format=tarfile.PAX_FORMAT) as tar:
+            for file in files[len(members) :]:
+                name = file.relative_to(folder).as_posix()
+                members.append((name, len(shards) - 1, _add(tar, name, file.read_bytes())))
+                if tar.offset >= shard_bytes:
+                    break
     _write_index(out, members, shards)
     return len(members)
 
 
-def index_archives(folder: str | os.PathLike) -> int:
-    """Index tar and zip files that are there, each a folder named by its stem; number of images.
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Place:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return tar.offset - padded, len(data), crc32(data), STORED
 
-    Of a zip only the headers are read: it states the CRC-32 of its members itself.
+
+def index_archives(folder: str | os.PathLike) -> int:
+    """Index the tar and zip files of a folder, each as a folder named by its stem.
+
+    Archives are read whole: what is indexed can be read.
+
+    Returns:
+        The number of images.
 
     Raises:
-        ValueError: no archive, one that is damaged, a compressed tar, a zip's member that is
-            encrypted or compressed other than by deflate, or a name given twice.
+        ValueError: no archive, a damaged one, a compressed tar, a zip member that is encrypted or
+            compressed other than by deflate, or a duplicate name.
     """
     folder = Path(folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix in MEMBERS)
+    files = sorted(file for file in folder.iterdir() if file.suffix in READERS)
     members: list[Member] = []
     for number, file in enumerate(files):
-        for name, *place in MEMBERS[file.suffix](file):
-            members.append((checked_name(f'{file.stem}/{name}'), number, *place))
+        try:
+            for name, place in READERS[file.suffix](file):
+                members.append((f'{file.stem}/{name}', number, place))
+        except DAMAGED as error:
+            raise ValueError(f'{file} is damaged or compressed: {error}') from error
     _write_index(folder, members, [file.name for file in files])
     return len(members)
 
 
-def _tar_members(file: Path) -> Iterator[Place]:
-    try:
-        with tarfile.open(file, 'r:') as tar, open(file, 'rb') as raw:
-            for info in tar:
-                if info.isfile():
-                    raw.seek(info.offset_data)
-                    data = raw.read(info.size)
-                    if len(data) != info.size:
-                        raise tarfile.ReadError(f'{info.name} is cut short')
-                    yield info.name, info.offset_data, info.size, crc32(data), AS_IT_IS
-    except tarfile.TarError as error:
-        raise ValueError(f'{file} is damaged or compressed: {error}') from error
+def _read_tar(file: Path) -> Iterator[tuple[str, Place]]:
+    size = file.stat().st_size
+    with tarfile.open(file, 'r:') as tar, open(file, 'rb') as raw:
+        for info in tar:
+            if info.isfile():
+                if info.offset_data + info.size > size:
+                    raise tarfile.ReadError(f'{info.name} is cut short')
+                data = os.pread(raw.fileno(), info.size, info.offset_data)
+                yield info.name, (info.offset_data, info.size, crc32(data), STORED)
 
 
-def _zip_members(file: Path) -> Iterator[Place]:
-    try:
-        with zipfile.ZipFile(file) as archive, open(file, 'rb') as raw:
-            for info in archive.infolist():
-                # A link would be read as the path that it holds; tar files' are passed over too.
-                if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-                    yield _zip_place(file, raw, info)
-    # Of names that are not in the encoding they state, and of newer versions of the format.
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
-        raise ValueError(f'{file} is damaged or no zip file: {error}') from error
+def _read_zip(file: Path) -> Iterator[tuple[str, Place]]:
+    size = file.stat().st_size
+    with zipfile.ZipFile(file) as archive, open(file, 'rb') as raw:
+        for info in archive.infolist():
+            # A link would be read as its target's path; links in tar files are skipped too.
+            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+                continue
+            stored = info.compress_type == zipfile.ZIP_STORED
+            if info.flag_bits & 1 or not stored and info.compress_type != zipfile.ZIP_DEFLATED:
+                raise ValueError(
+                    f'{file}: {info.filename} is encrypted or compressed by method '
+                    f'{info.compress_type}, expected 0 (stored) or 8 (deflate); unpack the archive'
+                )
+            raw.seek(info.header_offset + LENGTHS)
+            offset = sum(struct.unpack('<HH', raw.read(4))) + raw.tell()
+            place = offset, info.compress_size, info.CRC, STORED if stored else info.file_size
+            wrong_size = stored and info.compress_size != info.file_size
+            cut = offset + info.compress_size > size
+            if wrong_size or cut or read_member(raw.fileno(), *place) is None:
+                raise zipfile.BadZipFile(f'{info.filename} does not match its size or CRC-32')
+            yield info.filename, place
 
 
-def _zip_place(file: Path, raw: BinaryIO, info: zipfile.ZipInfo) -> Place:
-    """Where a member's data lies: behind its local header, whose length only that header says."""
-    if info.flag_bits & ENCRYPTED:
-        raise ValueError(f'{file}: {info.filename} is encrypted; unpack the archive')
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(
-            f'{file}: {info.filename} is compressed by method {info.compress_type}, expected '
-            '0 (stored) or 8 (deflate); unpack the archive'
-        )
-    size = os.fstat(raw.fileno()).st_size
-    raw.seek(min(max(info.header_offset, 0), size))
-    header = raw.read(LOCAL_HEADER.size)
-    if not header.startswith(LOCAL_SIGNATURE) or len(header) < LOCAL_HEADER.size:
-        raise zipfile.BadZipFile(f'no header of {info.filename} where its list says')
-    start = raw.tell() + sum(LOCAL_HEADER.unpack(header))
-    if start + info.compress_size > size:
-        raise zipfile.BadZipFile(f'{info.filename} is cut short')
-    stored = info.compress_type == zipfile.ZIP_STORED
-    largest = info.compress_size * (1 if stored else DEFLATE_RATIO)
-    if info.file_size > largest or stored and info.file_size < largest:
-        raise zipfile.BadZipFile(
-            f'{info.filename} states {info.file_size} bytes, packed in {info.compress_size}'
-        )
-    inflated = AS_IT_IS if stored else info.file_size
-    return info.filename, start, info.compress_size, info.CRC, inflated
+READERS = {'.tar': _read_tar, '.zip': _read_zip}
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    NotImplementedError,  # a newer version of the zip format
+    UnicodeDecodeError,  # names in another encoding than stated
+    struct.error,  # offsets and sizes out of range
+    OverflowError,
+)
 
 
-MEMBERS = {'.tar': _tar_members, '.zip': _zip_members}
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f'{number:06}.tar'
-
-
-def checked_name(name: str) -> str:
-    """The name; ValueError if it leads out of the pack."""
-    if not name or any(part in ('', '.', '..') for part in name.split('/')):
-        raise ValueError(f'{name!r} is no name for an image of a pack')
-    return name
-
-
-def _groups(
-    images: Iterable[tuple[str, Path]], shard_bytes: int
-) -> Iterator[list[tuple[str, Path]]]:
-    group, size = [], 0
-    for name, file in images:
-        group.append((name, file))
-        size += file.stat().st_size
-        if size >= shard_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _write_index(folder: Path, members: list[Member], shards: list[str]) -> None:
+def _write_index(folder: Path, members: Iterable[Member], shards: list[str]) -> None:
     if not members:
-        raise ValueError(f'no image to pack into {folder}')
-    names = np.array([os.fsencode(member[0]) for member in members])
+        raise ValueError(f'no image to pack in {folder}')
+    for name, *_ in members:
+        if any(part in ('', '.', '..') for part in name.split('/')):
+            raise ValueError(f'{name!r} is not a valid name for an image of a pack')
+    names = np.array([os.fsencode(name) for name, *_ in members])
     order = np.argsort(names, kind='stable')
     names = names[order]
-    if (twice := names[1:] == names[:-1]).any():
-        raise ValueError(f'{os.fsdecode(names[1:][twice][0])} is there twice in {folder}')
+    if (duplicate := names[1:] == names[:-1]).any():
+        raise ValueError(f'duplicate name in {folder}: {os.fsdecode(names[1:][duplicate][0])}')
     buffer = io.BytesIO()
     np.savez(
         buffer,
         format=FORMAT,
         names=names,
-        places=np.array([member[1:] for member in members], np.int64)[order],
+        places=np.array([(shard, *place) for _, shard, place in members], np.int64)[order],
         shards=np.array([os.fsencode(shard) for shard in shards]),
         sizes=np.array([(folder / shard).stat().st_size for shard in shards], np.int64),
     )

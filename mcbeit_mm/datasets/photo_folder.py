@@ -1,4 +1,4 @@
-"""Image sets: any folder of photos, and the embedded set as image folder, ADE20K and COCO."""
+"""Unlabeled images in any folder."""
 
 import os
 from pathlib import Path
@@ -14,20 +14,21 @@ from ..errors import SetupError
 
 @DATASETS.register_module()
 class PhotoFolder(CustomDataset):
-    """All images in and below a folder, without labels, whole or as one of two disjoint shares.
+    """All images below a folder, without labels; optionally split into train and val.
 
-    An image's share follows from the CRC-32 of its path relative to `data_root`: it stays in its
-    share when others come or go, and moving the folder changes nothing.
+    The split depends only on the CRC-32 of an image's path relative to `data_root`: adding or
+    removing images and moving the folder do not change it for the others.
 
     Args:
         data_prefix: folder inside `data_root`; '' takes all of it.
         split: 'all', 'train' or 'val'.
         val_share: expected share of 'val' among all images, in (0, 1).
-        kwargs: further arguments of mmpretrain's CustomDataset (`pipeline`, `extensions`, ...).
+        kwargs: arguments of mmpretrain's CustomDataset (`pipeline`, `extensions`, ...).
 
     Raises:
-        FileNotFoundError: the folder is missing, or there is no image below it.
-        ValueError: wrong arguments, or a share without images.
+        FileNotFoundError: the folder is missing or has no images.
+        ValueError: invalid arguments.
+        SetupError: an empty split.
     """
 
     def __init__(
@@ -40,17 +41,17 @@ class PhotoFolder(CustomDataset):
     ):
         if split not in ('all', 'train', 'val') or not 0 < val_share < 1:
             raise ValueError(
-                f"need split 'all', 'train' or 'val' and 0 < val_share < 1, got {split=} "
+                f"expected split 'all', 'train' or 'val' and 0 < val_share < 1, got {split=}, "
                 f'{val_share=}'
             )
         self.split, self.val_share = split, val_share
         super().__init__(data_root, data_prefix, with_label=False, **kwargs)
 
     def load_data_list(self) -> list[dict[str, str]]:
-        """Return `img_path` of each image of the split, sorted."""
+        """Return the `img_path` of each image of the split, sorted."""
         if not fileio.isdir(self.img_prefix):
             raise FileNotFoundError(
-                f'no data folder {self.img_prefix} (from {Path.cwd()}); set MCBEIT_DATA=FOLDER or '
+                f'no data folder {self.img_prefix} (from {Path.cwd()}): set MCBEIT_DATA=FOLDER or '
                 'data_root'
             )
         try:
@@ -64,7 +65,7 @@ class PhotoFolder(CustomDataset):
         if not share:
             raise SetupError(
                 f'split {self.split!r} of the {len(images)} images below {self.img_prefix} is '
-                f'empty with val_share={self.val_share}: change val_share or add images'
+                f'empty at val_share={self.val_share}: change val_share or add images'
             )
         return share
 

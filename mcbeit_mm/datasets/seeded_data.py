@@ -1,8 +1,8 @@
-"""Samples whose random numbers depend on the seed and their place in the data's order alone.
+"""Samples whose random numbers depend only on the seed and their position in the data order.
 
-Not on the worker that reads them, nor on what was read before: a run can go on from any batch
-without reading the ones before it, with another number of workers, and ranks that share a global
-batch see what one process would.
+They depend neither on the worker nor on earlier samples: a run resumes from any batch without
+reading the ones before it, with any number of workers, and the ranks that share a global batch see
+what one process would.
 """
 
 import itertools
@@ -25,18 +25,18 @@ from .bad_samples import BadSamples
 SAMPLES, STEPS, ORDER, CROPS = range(4)  # streams of random numbers
 
 Place = tuple[int, int]  # epoch, position in the global order of that epoch
-Key = tuple[int, Place]  # index of a sample and its place
+Key = tuple[int, Place]  # index of a sample, its place
 
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set read by `Key`: seeds torch, NumPy and random before each sample.
+    """Wraps a data set to be read by `Key`; seeds torch, NumPy and random before each sample.
 
-    A sample that cannot be read is replaced by another one and reported, see `BadSamples`. All
-    other attributes are those of the data set inside, for reading and for setting.
+    A sample that cannot be read is replaced and reported, see `BadSamples`. All other attributes
+    are read from and set on the wrapped data set.
 
     Args:
-        report: file for the list of samples that could not be read.
+        report: file that lists the samples that could not be read.
     """
 
     OWN = ('dataset', 'seed', 'bad_samples')
@@ -48,8 +48,7 @@ class SeededDataset(Dataset):
             dataset.full_init()
         if not hasattr(dataset, '__len__'):
             raise SetupError(
-                f'{type(dataset).__name__} has no length: resumable loops need a data set that is '
-                'read by index'
+                f'{type(dataset).__name__} has no length: resumable loops need a map-style data set'
             )
         self.dataset, self.seed = dataset, seed
         self.bad_samples = BadSamples(len(dataset), seed, report)
@@ -63,7 +62,7 @@ class SeededDataset(Dataset):
             seed_generators(SAMPLES, self.seed, *place, attempt)
             try:
                 return self.dataset[candidate]
-            except Exception as error:  # BadSamplesHook ends the run when there are too many
+            except Exception as error:  # BadSamplesHook ends the run if there are too many
                 self.bad_samples.note(index, candidate, self._path(candidate), error)
 
     def reseed(self, seed: int) -> None:
@@ -73,7 +72,7 @@ class SeededDataset(Dataset):
     def _path(self, index: int) -> str | None:
         try:
             return self.dataset.get_data_info(index).get('img_path')
-        except Exception:  # another kind of data set, or one that cannot tell
+        except Exception:  # not an MMEngine data set, or without paths
             return None
 
     def __getattr__(self, name: str) -> Any:
@@ -90,13 +89,13 @@ class SeededDataset(Dataset):
 
 @DATA_SAMPLERS.register_module()
 class PositionBatchSampler:
-    """Batches of `Key` instead of indices, from any batch on.
+    """Yields batches of `Key` instead of indices, starting at any batch.
 
-    `epoch` and `start` say where the next iteration begins; it advances `epoch` and resets
-    `start`. Skipped batches cost their indices only.
+    The next iteration starts at batch `start` of `epoch`; it advances `epoch` and resets `start`.
+    Skipped batches are not read.
 
     Args:
-        batches: config of another batch sampler to take the lists of indices from.
+        batches: config of a batch sampler that supplies the lists of indices.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class PositionBatchSampler:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # A generator: DataLoader calls iter() twice, and only the one it draws from may advance.
+        # A generator: DataLoader calls iter() twice, only the one it draws from may advance.
         epoch, start = self.epoch, self.start
         while True:
             if hasattr(self.sampler, 'set_epoch'):
@@ -128,13 +127,13 @@ class PositionBatchSampler:
             if skipped == start:
                 break
             if skipped == 0:
-                raise ValueError('the data set gives no batch: fewer images than the batch size?')
+                raise ValueError('the data set yields no batch: fewer images than the batch size?')
             epoch, start = epoch + 1, start - skipped
         self.epoch, self.start = epoch + 1, 0
         yield from self._keys(batches, epoch, start)
 
     def _drawn(self, epoch: int) -> Iterator[list[int]]:
-        """Draw the batches; a sampler that uses the global generators gets numbers of its own."""
+        """Draw the batches; seed the global generators for samplers that use them."""
         batches = iter(self.batches)
         for number in itertools.count():
             with generators_kept():
@@ -148,7 +147,7 @@ class PositionBatchSampler:
         rank, world_size = get_rank(), get_world_size()
         for number, batch in enumerate(batches, start):
             first = number * self.batch_size
-            # MMEngine's samplers deal the global order out to the ranks in turn.
+            # MMEngine's samplers distribute the global order over the ranks round-robin.
             yield [
                 (index, (epoch, (first + slot) * world_size + rank))
                 for slot, index in enumerate(batch)
@@ -156,7 +155,7 @@ class PositionBatchSampler:
 
 
 def seeded_loader(runner: Runner, config: dict) -> DataLoader:
-    """Build a training DataLoader from its config, as MMEngine does, around a `SeededDataset`."""
+    """Build a training DataLoader with a `SeededDataset` from its config."""
     config, seed = dict(config), base_seed(runner)
     if not config.get('num_workers'):
         config.pop('persistent_workers', None)  # torch refuses the pair
@@ -189,18 +188,18 @@ def generators_kept() -> Iterator[None]:
 
 
 def base_seed(runner: Runner) -> int:
-    """Return the seed of the run, the same on all ranks."""
-    own = runner._randomness_cfg.get('diff_rank_seed', False)  # MMEngine then adds the rank
+    """Return the run's seed, equal on all ranks."""
+    own = runner._randomness_cfg.get('diff_rank_seed', False)  # then MMEngine has added the rank
     return runner.seed - get_rank() if own else runner.seed
 
 
 def seed_generators(stream: int, *place: int, cuda: bool = False) -> None:
-    """Seed torch's CPU generator, NumPy, random and, if asked for, all CUDA generators.
+    """Seed torch's CPU generator, NumPy, random and, with `cuda`, all CUDA generators.
 
     Args:
-        stream: a number of its own for each use, so that equal places draw different numbers.
+        stream: distinct for each use, so that equal places draw different numbers.
     """
-    # SeedSequence takes (1, 2) and (1, 2, 0) for the same: the length tells them apart.
+    # SeedSequence treats (1, 2) and (1, 2, 0) alike: the length distinguishes them.
     words = np.random.SeedSequence([stream, len(place), *place]).generate_state(4).tolist()
     torch_seed = words[0] << 32 | words[1]
     torch.default_generator.manual_seed(torch_seed)

@@ -1,1 +1,1 @@
-"""Training: loops, hooks, resuming."""
+"""Training loops, hooks, checkpoints and resume."""

@@ -1,9 +1,8 @@
-"""Training loops that a resumed run enters exactly where the checkpoint was written.
+"""Training loops that resume bit-exactly from any iteration.
 
-Randomness is counted, not carried: each iteration's random numbers follow from the seed, the rank
-and the iteration, each sample's from `seeded_data`. So no generator's state has to be saved, and
-nothing that drew numbers in between (a validation, a hook, a killed run) has an influence.
-MMEngine's own loops start an interrupted epoch again at its first batch, with other numbers.
+Random numbers are a function of seed, rank and iteration (those of a sample: see `seeded_data`), so
+no generator state is saved, and numbers drawn by a validation, a hook or a killed run have no
+effect. MMEngine's loops restart an interrupted epoch at its first batch with other numbers.
 """
 
 from collections.abc import Sequence
@@ -23,19 +22,19 @@ from ..datasets.seeded_data import (
 )
 from ..errors import SetupError
 
-# In the message hub, and so in checkpoints: the iteration at which the last validation ended.
+# Key in the message hub, which checkpoints hold: iteration of the last finished validation.
 VALIDATED = 'validated_iter'
 
 
 class _Resumable:
-    """What both loops share."""
+    """Shared code of both loops."""
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs):
         if isinstance(dataloader, dict):
             dataloader = seeded_loader(runner, dataloader)
         elif not isinstance(dataloader.batch_sampler, PositionBatchSampler):
             raise ValueError(
-                f'{type(self).__name__} needs the config of a data loader, or one made by '
+                f'{type(self).__name__} expects the config of a data loader, or one built by '
                 'mcbeit_mm.datasets.seeded_data.seeded_loader'
             )
         super().__init__(runner, dataloader, **kwargs)
@@ -45,7 +44,7 @@ class _Resumable:
         return self.dataloader.batch_sampler
 
     def _seed_data(self) -> None:
-        """Use the seed that the checkpoint brought, if the config names none."""
+        """Use the seed from the checkpoint if the config has none."""
         seed = base_seed(self.runner)
         self.dataloader.dataset.reseed(seed)
         self._keys.seed = seed
@@ -53,11 +52,11 @@ class _Resumable:
             self._keys.sampler.seed = seed
 
     def _seed_step(self, purpose: int = 0) -> None:
-        place = (base_seed(self.runner), get_rank(), self._iter, purpose)
-        seed_generators(STEPS, *place, cuda=True)
+        key = (base_seed(self.runner), get_rank(), self._iter, purpose)
+        seed_generators(STEPS, *key, cuda=True)
 
     def _validate(self, done: int) -> None:
-        """Validate if it is time to, after `done` epochs or iterations."""
+        """Validate if it is due after `done` epochs or iterations."""
         self._decide_current_val_interval()
         if self.runner.val_loop is None or done < self.val_begin:
             return
@@ -75,8 +74,8 @@ class _Resumable:
 class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
     """EpochBasedTrainLoop with the same arguments that resumes exactly, also within an epoch.
 
-    A validation that was due when the checkpoint was written is done again after resuming, since
-    nobody knows whether it was finished; SafeCheckpointHook notes when it was.
+    A validation that was due when the checkpoint was saved is repeated, unless SafeCheckpointHook
+    recorded that it finished.
     """
 
     _by_epoch = True
@@ -95,18 +94,18 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
 
     @property
     def _position(self) -> int:
-        """Batches of the current epoch that lie behind."""
+        """Number of batches of the current epoch that are done."""
         position = self._iter - self._epoch * len(self.dataloader)
         if not 0 <= position <= len(self.dataloader):
             raise SetupError(
-                f'the checkpoint stands at epoch {self._epoch}, iteration {self._iter}, which does '
-                f'not fit epochs of {len(self.dataloader)} iterations: was the batch size or the '
-                'data set another one?'
+                f'the checkpoint is at epoch {self._epoch}, iteration {self._iter}, which does not '
+                f'fit epochs of {len(self.dataloader)} iterations: use the batch size and data set '
+                'it was saved with'
             )
         return position
 
     def run_epoch(self) -> None:
-        """Go through the epoch, or what is left of it."""
+        """Train the rest of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         self._keys.epoch, self._keys.start = self._epoch, self._position
@@ -126,8 +125,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
 class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
     """IterBasedTrainLoop with the same arguments that resumes exactly.
 
-    A validation that was due when the checkpoint was written is done again, as by
-    `ResumableEpochLoop`.
+    Validations are repeated as by `ResumableEpochLoop`.
     """
 
     _by_epoch = False

@@ -1,7 +1,7 @@
-"""What a checkpoint must hold of every process: gradients in the middle of an accumulation.
+"""State of each process that a checkpoint must hold, such as accumulated gradients.
 
-A module that keeps other state of its process offers `rank_state()`, which returns a tree of
-tensors and plain values, or None if there is nothing to keep, and `load_rank_state(state)`.
+A module with other state of its process defines `rank_state()`, which returns a tree of tensors and
+plain values or None, and `load_rank_state(state)`.
 """
 
 from typing import Any
@@ -19,10 +19,9 @@ from ..layers.model_wrappers import unwrap
 
 
 def collect(runner: Runner) -> list[dict] | None:
-    """Gather the state of all processes, by rank; None if nobody has any, and on ranks but 0.
+    """Gather the states of all processes on rank 0; None on other ranks and if there are none.
 
-    To be called on all ranks. Between two accumulations no optimizer holds gradients, so usually
-    the one flag that the ranks exchange is all there is to it.
+    Call it on all ranks. Between accumulations, the ranks usually only exchange a flag.
     """
     state = _own_state(runner)
     flag = torch.tensor(int(bool(state)), device=get_device())
@@ -31,7 +30,7 @@ def collect(runner: Runner) -> list[dict] | None:
         return None
     if not is_distributed():
         return [state]
-    group = torch.distributed.new_group(backend='gloo')  # through main memory, not rank 0's GPU
+    group = torch.distributed.new_group(backend='gloo')  # by main memory, not by rank 0's GPU
     try:
         return gather_object(state, group=group)
     finally:
@@ -39,36 +38,38 @@ def collect(runner: Runner) -> list[dict] | None:
 
 
 def restore(runner: Runner, states: list[dict]) -> None:
-    """Give this process its part of what `collect` gathered.
+    """Load this process's part of what `collect` gathered.
 
-    It is dropped with a warning if the number of processes is another one now.
+    With another number of processes it is dropped with a warning.
 
     Raises:
-        ValueError: it belongs to another model.
+        ValueError: the states are those of another model.
     """
     if len(states) != get_world_size():
         runner.logger.warning(
-            f'the checkpoint holds unfinished sums of gradients of {len(states)} processes; now '
-            f'there are {get_world_size()}, so they are dropped: the next update lacks them'
+            f'dropped the accumulated gradients in the checkpoint: saved by {len(states)} '
+            f'processes, resumed by {get_world_size()}'
         )
         return
     state = states[get_rank()]
-    model = _bare_model(runner)
+    model = unwrap(runner.model)
     gradients, modules = state.get('gradients', {}), state.get('modules', {})
     params, known = dict(model.named_parameters()), dict(model.named_modules())
     if unknown := sorted((gradients.keys() - params.keys()) | (modules.keys() - known.keys())):
-        raise ValueError(f'the checkpoint holds state of a model with other parts: {unknown[:5]}')
+        raise ValueError(
+            f'the checkpoint holds states of parts that the model lacks: {unknown[:5]}'
+        )
     for name, gradient in gradients.items():
         params[name].grad = gradient.to(params[name].device, copy=True)
     for name, module_state in modules.items():
         known[name].load_rank_state(module_state)
     if gradients:
-        runner.logger.info(f'restored the unfinished gradients of {len(gradients)} parameters')
+        runner.logger.info(f'restored accumulated gradients of {len(gradients)} parameters')
 
 
 def _own_state(runner: Runner) -> dict[str, Any]:
-    """State of this process on the CPU; an empty dict if there is none."""
-    model = _bare_model(runner)
+    """Return the state of this process on the CPU, empty if there is none."""
+    model = unwrap(runner.model)
     updated = {id(p) for p in _optimized(runner)}
     gradients = {
         name: p.grad
@@ -88,7 +89,3 @@ def _optimized(runner: Runner) -> list[nn.Parameter]:
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return [p for w in wrappers for group in w.optimizer.param_groups for p in group['params']]
-
-
-def _bare_model(runner: Runner) -> nn.Module:
-    return unwrap(runner.model)

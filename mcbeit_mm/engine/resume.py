@@ -1,11 +1,10 @@
-"""Which checkpoint a run goes on from, whether it may, and where it then stands."""
+"""Choose the checkpoint to resume, check that it fits the run, find the position in it."""
 
 import os
 import sys
 import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,27 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.serialization import config as serialization
 
+from ..config.checks.batch import WORLD_SIZE
 from ..fileio.integrity import damage
 from ..fileio.pins import check_pin, split_pin
 from ..layers.model_wrappers import unwrap
 from ..weights.reading import read_checkpoint
 from .experiment import check_same_run, images_per_iteration
 
-BEST = 'best_'  # how MMEngine's save_best names a copy, which has no optimizer state
-
 
 def find_checkpoint(path: str | Path) -> Path:
     """Return the file itself, or the checkpoint of a work dir that was saved last.
 
-    A checkpoint says itself when it was saved, so a folder may have been moved or copied. Damaged
-    files are reported and passed over; `best_*.pth` counts only if there is nothing else.
+    The time of saving is read from the checkpoints, so the folder may have been moved or copied.
+    Damaged files are skipped with a warning. Files without optimizer state (`best_*.pth`,
+    published or averaged weights) count only if there are no others.
 
     Args:
         path: a work dir or a file, which may be pinned as `FILE#sha256=HEX`.
 
     Raises:
-        FileNotFoundError: there is no checkpoint at all.
-        ValueError: the file is damaged, or all those of the folder are.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the file, or every file of the folder, is damaged.
     """
     name, pin = split_pin(path)
     place = Path(name).expanduser()
@@ -43,54 +42,52 @@ def find_checkpoint(path: str | Path) -> Path:
     if not candidates:
         raise FileNotFoundError(f'no checkpoint {name}: give a .pth file or the work dir of a run')
     check_pin(place, pin)
-    chosen, refused = _first_good(candidates)
-    for file, reason in refused.items():
-        _say(f'warning: {file} is damaged and passed over: {reason}')
+    chosen, damaged = _first_good(candidates)
+    for file, reason in damaged.items():
+        _say(f'warning: skipping damaged checkpoint {file}: {reason}')
     if chosen is None:
-        reasons = '; '.join(f'{file.name} ({reason})' for file, reason in refused.items())
+        reasons = '; '.join(f'{file.name} ({reason})' for file, reason in damaged.items())
         raise ValueError(
-            f'no good checkpoint in {place}: {reasons}. Copy a good one there, or move these away '
-            'to start from the beginning'
+            f'all checkpoints in {place} are damaged: {reasons}. Copy a good one there, or move '
+            'them away to start from scratch'
         )
-    _remark(chosen, candidates)
-    return chosen.file
+    return chosen
 
 
 def checkpoint_to_resume(work_dir: str, resume: str) -> str | None:
-    """What `--resume` means: a file, the newest of a work dir, or 'auto', which may start anew."""
+    """Resolve `--resume`: a file, a work dir, or 'auto' for `work_dir`, None if that is empty."""
     if resume != 'auto':
         return str(find_checkpoint(resume))
     try:
         return str(find_checkpoint(work_dir))
     except FileNotFoundError:
-        _say(f'nothing to resume in {work_dir}: starting from the beginning')
+        _say(f'no checkpoint in {work_dir}: starting from scratch')
         return None
 
 
 def check_resume(cfg: Config, found: str | Path, world_size: int, allow: bool = False) -> None:
-    """Refuse a checkpoint from which the run of this config cannot go on, before it is built.
+    """Refuse a checkpoint that this config cannot resume, before anything is built.
 
     Args:
         world_size: number of processes, see `world_size_of`.
-        allow: other settings and numbers of processes are reported, not refused.
+        allow: only report different settings or numbers of processes.
 
     Raises:
-        ValueError: mere weights, or `experiment.check_same_run` found differences.
+        ValueError: bare weights, or see `experiment.check_same_run`.
     """
-    checkpoint = _read_lazily(found)
+    checkpoint = _read_mapped(found)
     meta = _meta(checkpoint)
     if 'optimizer' not in checkpoint or 'iter' not in meta:
         raise ValueError(
-            f'{found} holds weights but not the state of a run (optimizer, iteration), so none can '
-            'go on from it: start a new run from these weights with load_from'
+            f'{found} holds weights but no training state (optimizer, iteration) to resume: start '
+            'a new run from it with load_from'
         )
     check_same_run(meta, cfg, world_size, allow, _say)
 
 
 def world_size_of(launcher: str) -> int:
-    """Number of processes that a launcher of tools/train.py started."""
-    names = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
-    return int(os.environ.get(names[launcher], 1)) if launcher in names else 1
+    """Return the number of processes that a launcher of tools/train.py started."""
+    return int(os.environ.get(WORLD_SIZE.get(launcher, ''), 1))
 
 
 def rescaled_position(
@@ -99,19 +96,13 @@ def rescaled_position(
     new_batch: int,
     epoch_lengths: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Where a run stands, counted in iterations of another size.
+    """Convert 'epoch' and 'iter' of meta to another number of images per iteration.
 
-    Whole epochs stay whole. Inside of one, the images seen are rounded down to whole batches, so
-    fewer than `new_batch` are seen again and none is left out.
+    Whole epochs stay whole. Within an epoch, the images seen are rounded down to whole batches:
+    fewer than `new_batch` are repeated, none is skipped.
 
     Args:
-        meta: of the checkpoint, with 'epoch' and 'iter'.
-        old_batch: images of all processes per iteration, see `experiment.images_per_iteration`.
-        new_batch: the same now.
-        epoch_lengths: iterations per epoch then and now; None for a loop over iterations.
-
-    Returns:
-        epoch and iteration, to take the place of those of `meta`.
+        epoch_lengths: iterations per epoch, old and new; None for a loop over iterations.
     """
     epoch, iteration = meta['epoch'], meta['iter']
     if epoch_lengths is None:
@@ -122,9 +113,9 @@ def rescaled_position(
 
 
 def move_position(meta: dict, facts: Mapping[str, Any]) -> None:
-    """Count the position of a loaded checkpoint in the iterations of this run (`run_facts`).
+    """Convert epoch and iteration in a checkpoint's meta to the batch size of `run_facts`.
 
-    For a hook's `after_load_checkpoint`, behind which MMEngine takes epoch and iteration from meta.
+    Call it in `after_load_checkpoint`: MMEngine reads the position from meta afterwards.
     """
     if saved := meta.get('run'):
         lengths = saved['epoch_length'], facts['epoch_length']
@@ -133,23 +124,19 @@ def move_position(meta: dict, facts: Mapping[str, Any]) -> None:
         meta['epoch'], meta['iter'] = place
 
 
-def read_meta(path: str | Path) -> dict:
-    """Read checkpoint['meta'] without its tensors and without running code from the file."""
-    return _meta(_read_lazily(path))
-
-
 def skip_initial_weights(runner: Runner) -> None:
-    """Leave out the pretrained weights of a run that is resumed; its config still names them."""
+    """Do not load the pretrained weights that the config names: the checkpoint replaces them."""
     model = unwrap(runner.model)
     if hasattr(model, 'backbone'):
         model.backbone.init_cfg = None
 
 
-def _read_lazily(path: str | Path) -> dict:
+def _read_mapped(path: str | Path) -> dict:
+    """Read a checkpoint with its tensors left in the memory-mapped file."""
     try:
         with serialization.patch('load.mmap', True):
             return read_checkpoint(path)
-    except ValueError:  # a file of the old format cannot be mapped; a damaged one fails again
+    except ValueError:  # files from before torch 1.6 cannot be mapped; a damaged one fails again
         return read_checkpoint(path)
 
 
@@ -158,57 +145,45 @@ def _meta(checkpoint: Mapping[str, Any]) -> dict:
     return dict(meta) if isinstance(meta, Mapping) else {}
 
 
-@dataclass(order=True, frozen=True)
-class _Candidate:
-    """A checkpoint of a work dir; its fields in the order by which the last saved is the greatest.
-
-    The time of saving comes before the iteration: who went back to an earlier checkpoint means to
-    go on from there.
-    """
-
-    is_regular: bool
-    error: str  # unreadable ones come first, to be reported
-    has_optimizer: bool = False  # averaged or published weights have none
-    saved: float = 0
-    iteration: int = -1
-    epoch: int = -1
-    is_noted: bool = False  # in last_checkpoint
-    date: float = 0
-    file: Path = Path()
-
-
-def _last_saved_first(folder: Path) -> list[_Candidate]:
-    noted = folder / 'last_checkpoint'
-    noted_name = Path(noted.read_text(errors='replace').strip()).name if noted.is_file() else None
-    if noted_name and not any(folder.glob('*.pth')):  # out_dir of the checkpoint hook
-        folder = Path(noted.read_text(errors='replace').strip()).parent
+def _last_saved_first(folder: Path) -> list[tuple[Path, str]]:
+    """Return the checkpoints of a work dir with why they cannot be read, those first."""
+    note = folder / 'last_checkpoint'
+    noted = Path(note.read_text(errors='replace').strip()) if note.is_file() else Path()
+    if note.is_file() and not any(folder.glob('*.pth')):
+        folder = noted.parent  # out_dir of the checkpoint hook
         if not any(folder.glob('*.pth')):
             raise ValueError(
-                f'{noted} names {folder / noted_name}, where no checkpoint lies: give its file, or '
-                'remove the note to start from the beginning'
+                f'{note} names {noted}, but {folder} has no checkpoint: give the file, or remove '
+                'last_checkpoint to start from scratch'
             )
-    files = filter(Path.is_file, folder.glob('*.pth'))
-    found = (_candidate(file, file.name == noted_name) for file in files)
-    return sorted(filter(None, found), reverse=True)
+    found = []
+    for file in filter(Path.is_file, folder.glob('*.pth')):
+        try:
+            error, order = '', _saving_order(file, file.name == noted.name)
+        except FileNotFoundError:  # removed meanwhile by a run that keeps only its newest
+            continue
+        except Exception as exception:  # damaged bytes make the parsers raise almost anything
+            error, order = str(exception) or type(exception).__name__, ()
+        found.append((bool(error), order, file, error))
+    return [(file, error) for *_, file, error in sorted(found, reverse=True)]
 
 
-def _candidate(file: Path, is_noted: bool) -> _Candidate | None:
-    is_regular = not file.name.startswith(BEST)
-    try:
-        _check_pickle(file)
-        checkpoint, date = _read_lazily(file), file.stat().st_mtime
-    except FileNotFoundError:  # deleted meanwhile by a run that keeps only its newest
-        return None
-    except Exception as error:  # damaged bytes make the parsers raise almost anything
-        return _Candidate(is_regular, str(error) or type(error).__name__, file=file)
+def _saving_order(file: Path, is_noted: bool) -> tuple:
+    """Return a key that is greatest for the checkpoint saved last.
+
+    Time comes before iteration: a run that was resumed from an earlier checkpoint continues there.
+    Files without a time are ordered by `last_checkpoint`, then by modification time.
+    """
+    _check_pickle(file)
+    checkpoint = _read_mapped(file)
     meta = _meta(checkpoint)
-    position = (meta[key] if isinstance(meta.get(key), int) else -1 for key in ('iter', 'epoch'))
-    has_optimizer, saved = 'optimizer' in checkpoint, _time_of_saving(meta)
-    return _Candidate(is_regular, '', has_optimizer, saved, *position, is_noted, date, file)
+    iteration = meta['iter'] if isinstance(meta.get('iter'), int) else -1
+    time_saved, modified = _saving_time(meta), file.stat().st_mtime
+    return 'optimizer' in checkpoint, time_saved, iteration, is_noted, modified
 
 
-def _time_of_saving(meta: Mapping[str, Any]) -> float:
-    """Seconds since the epoch, by SafeCheckpointHook, or MMEngine's local time."""
+def _saving_time(meta: Mapping[str, Any]) -> float:
+    """Return seconds since 1970 from SafeCheckpointHook, or from MMEngine's local time."""
     try:
         return float(
             meta.get('saved_at') or time.mktime(time.strptime(meta['time'], '%Y%m%d_%H%M%S'))
@@ -218,7 +193,7 @@ def _time_of_saving(meta: Mapping[str, Any]) -> float:
 
 
 def _check_pickle(file: Path) -> None:
-    """Compare the CRC-32 of the record that holds meta: its age must not be damaged unnoticed."""
+    """Check the CRC-32 of the record that holds meta, so that a damaged time is not trusted."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
@@ -226,39 +201,26 @@ def _check_pickle(file: Path) -> None:
                     archive.read(name)
 
 
-def _first_good(candidates: list[_Candidate]) -> tuple[_Candidate | None, dict[Path, str]]:
-    """The first undamaged one, and what is wrong with those before it."""
-    refused: dict[Path, str] = {}
-    for candidate in candidates:
-        reason = damage(candidate.file) or candidate.error
+def _first_good(candidates: list[tuple[Path, str]]) -> tuple[Path | None, dict[Path, str]]:
+    """Return the first undamaged checkpoint, and the damage of those before it."""
+    damaged: dict[Path, str] = {}
+    for file, error in candidates:
+        reason = damage(file) or error
         if not reason:
-            return candidate, refused
-        refused[candidate.file] = reason
-    return None, refused
+            return file, damaged
+        damaged[file] = reason
+    return None, damaged
 
 
 def _undamaged(file: Path) -> Path:
     if reason := damage(file):
         good, _ = _first_good(_last_saved_first(file.parent))
-        hint = f'the newest good one beside it is {good.file}' if good else 'none beside it is good'
-        raise ValueError(f'the checkpoint {file} is damaged ({reason}); {hint}')
+        hint = f'the newest good one in its folder is {good}' if good else 'its folder has no other'
+        raise ValueError(f'checkpoint {file} is damaged ({reason}); {hint}')
     return file
 
 
-def _remark(chosen: _Candidate, candidates: list[_Candidate]) -> None:
-    """Say what one might not expect of the choice."""
-    if not chosen.is_regular:
-        _say(f'warning: {chosen.file} is used, the only good checkpoint there')
-        return
-    ahead = max(candidates, key=lambda other: other.iteration if other.is_regular else -1)
-    if ahead.iteration > chosen.iteration and ahead.saved < chosen.saved:
-        _say(
-            f'note: {chosen.file.name} (iteration {chosen.iteration}) was saved last; '
-            f'{ahead.file.name} is older, though at iteration {ahead.iteration}'
-        )
-
-
 def _say(text: str) -> None:
-    """Tell the user, once for all processes."""
+    """Print to stderr on the first process."""
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
         print(text, file=sys.stderr)

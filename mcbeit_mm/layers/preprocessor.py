@@ -1,4 +1,4 @@
-"""Batches -> the device: both views as 8-bit integers in one copy each, normalised there."""
+"""Batches to the device: both views move as 8-bit integers and are normalized there."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from mmpretrain.models.utils import TwoNormDataPreprocessor
 
 @MODELS.register_module()
 class TwoViewDataPreprocessor(TwoNormDataPreprocessor):
-    """mmpretrain's preprocessor of two views, with the data samples left on the CPU.
+    """mmpretrain's two-view preprocessor that keeps data samples on the CPU.
 
-    Their masks then travel as one tensor, not in a copy per image, and the loss finds the masked
-    patches without waiting for the device.
+    Their masks then move in one copy per batch, not per image, and the loss finds the masked
+    patches without a host-device sync.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Normalise both views; cached records (B, bytes) in place of the second stay bytes."""
+        """Normalize both views; cached records in place of the second view only move."""
         student, second = data['inputs']
         if second.ndim == 4:
             return super().forward(data, training)
-        stand_in = student[:, :, :1, :1]  # the base class takes two images
+        stand_in = student[:, :, :1, :1]  # the base class needs two images
         result = super().forward(dict(data, inputs=[student, stand_in]), training)
         result['inputs'][1] = self.cast_data(second)
         return result

@@ -112,10 +112,8 @@ class DALLETokenizer(Tokenizer):
     Args:
         n_hid: channels of the encoder at full resolution.
         vocab_size: number of tokens V.
-        checkpoint: folder with OpenAI's ``encoder.pkl`` and, for reconstructions, ``decoder.pkl``
-            (nothing in them is executed); a file of the encoder alone, such as OpenMMLab's
-            ``dalle_encoder.pth``; or a state dict of ``encoder.*`` and ``decoder.*``. None gives
-            random weights.
+        checkpoint: folder with OpenAI's ``encoder.pkl`` and, to decode, ``decoder.pkl``;
+            OpenMMLab's ``dalle_encoder.pth``; or a state dict. None gives random weights.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without ``encoder.pkl``.

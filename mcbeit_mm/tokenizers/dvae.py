@@ -19,13 +19,11 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 1),
-        )
+
+        def conv(kernel: int) -> nn.Module:
+            return nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+
+        self.net = nn.Sequential(conv(3), nn.ReLU(), conv(3), nn.ReLU(), conv(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x + net(x)``."""

@@ -10,19 +10,6 @@ from torch import Tensor, nn
 from .vqgan import VQGAN, VQGANTokenizer
 
 
-class EMACodebook(nn.Module):
-    """Codes and their moving statistics, none of them trained by the optimizer.
-
-    ``embedding.weight`` (V, D) is ``embed_avg`` (V, D) / smoothed ``cluster_size`` (V,).
-    """
-
-    def __init__(self, n_embed: int, embed_dim: int):
-        super().__init__()
-        codes, sizes = torch.randn(n_embed, embed_dim), torch.zeros(n_embed)
-        tensors = dict(weight=codes, cluster_size=sizes, embed_avg=codes.clone())
-        self.embedding = nn.ParameterDict(tensors).requires_grad_(False)
-
-
 class EMAVQGAN(VQGAN):
     """VQGAN with nearest-neighbor codes, ``taming.models.vqgan.EMAVQ``.
 
@@ -34,7 +21,11 @@ class EMAVQGAN(VQGAN):
 
     def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
         super().__init__(ddconfig, n_embed, embed_dim)
-        self.quantize = EMACodebook(n_embed, embed_dim)
+        codes, counts = torch.randn(n_embed, embed_dim), torch.zeros(n_embed)
+        # weight is embed_avg over the smoothed cluster_size; none of them has a gradient.
+        tensors = dict(weight=codes, cluster_size=counts, embed_avg=codes.clone())
+        book = nn.ParameterDict(tensors).requires_grad_(False)
+        self.quantize = nn.ModuleDict({'embedding': book})
 
     @property
     def codebook(self) -> Tensor:

@@ -66,12 +66,11 @@ def locate(
         ValueError: sizes are missing or contradict the folder, or it holds another kind of VQGAN.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
-    file = find_weights(checkpoint, WEIGHTS, HINT)
-    folder = Path(split_pin(checkpoint)[0]) if file else None
-    if folder and folder.is_dir():
+    if checkpoint is not None and (folder := Path(split_pin(checkpoint)[0])).is_dir():
         stored = _read_sizes(folder, target)
         _check_agreement(given, stored, folder)
-        return file, stored
+        return find_weights(checkpoint, WEIGHTS, HINT), stored
+    file = find_weights(checkpoint, WEIGHTS, HINT)
     if absent := [name for name in SIZES if name not in given]:
         raise ValueError(
             f'{", ".join(absent)} not given: give {", ".join(SIZES)}, or a checkpoint folder with '
@@ -94,10 +93,9 @@ def load_weights(
     sizes: Sequence[str] = SIZES,
     read: Callable[[Path], dict[str, Tensor]] = read_weights,
 ) -> bool:
-    """Load a weight file into `model`; return False if it has no decoder weights.
+    """Load a weight file, if given, into `model`; return False if it has no decoder weights.
 
-    Without a file, the weights stay random. Tensors that the model lacks (losses, discriminator)
-    are ignored.
+    Tensors that the model lacks (losses, discriminator) are ignored.
 
     Args:
         decoder: name prefixes of weights that only decoding needs.

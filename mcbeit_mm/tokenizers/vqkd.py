@@ -27,17 +27,14 @@ HINT = (
 class VQKDTokenizer(Tokenizer):
     """Frozen VQ-KD encoder (BEiT v2, arXiv 2208.06366), mmpretrain's ``VQKD``, with soft logits.
 
-    The logits are cosines in [-1, 1], so tau must be small: 0.05 to 0.1 (own choice). With 8192
-    random directions of 32 dims, the entropy of the targets is 9.01 nats at the authors' tau = 4
-    (uniform: 9.01), 7.6 at 0.1, 6.5 at 0.07 and 4.9 at 0.05.
-
-    Position embeddings are resized bicubically for other grids than that of ``img_size``.
+    The logits are cosines, so tau must be small: 0.05 to 0.1 (own choice). With 8192 random
+    directions of 32 dims, the entropy of the targets is 9.01 nats at the authors' tau = 4
+    (uniform: 9.01), 7.6 at 0.1, 6.5 at 0.07 and 4.9 at 0.05. Position embeddings are resized
+    bicubically for other grids than that of ``img_size``.
 
     Args:
-        arch: encoder size, a name or dict as for mmpretrain's ``BEiTViT``.
-        n_embed: number of codes V.
-        checkpoint: file of microsoft/unilm beit2 (``vqkd_encoder_base_decoder_3x768x12_clip``) or
-            of OpenMMLab (``vqkd_encoder.pth``). None gives random weights.
+        arch: name or dict as for mmpretrain's ``BEiTViT``.
+        checkpoint: file of microsoft/unilm beit2 or of OpenMMLab. None gives random weights.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,8 +1,9 @@
-"""Training from a cache is training with the tokenizer, on crops that come back."""
+"""Training from a cache equals training with the tokenizer and the same truncation."""
 
-import os
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +13,14 @@ from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, MODELS
 from tiny_cache import NUM_IMAGES, cached_config, make_cache, tiny_config, write_photos
 
-from mcbeit_mm.cached_targets import building as cache_building
-from mcbeit_mm.cached_targets.building import CacheBuilder, split_pipeline
-from mcbeit_mm.cached_targets.cache import MANIFEST, TargetCache, image_check, open_cache
-from mcbeit_mm.cached_targets.records import decode
-from mcbeit_mm.datasets.seeded_data import CROPS, SAMPLES, SeededDataset, seed_generators
+from mcbeit_mm.cached_targets import building
+from mcbeit_mm.cached_targets.building import CacheBuilder, fidelity, split_pipeline
+from mcbeit_mm.cached_targets.cache import HEADER, TARGETS, decode, open_arrays, read_header
+from mcbeit_mm.datasets.seeded_data import CROPS, SAMPLES, seed_generators
+from mcbeit_mm.targets import soft_probs
 from mcbeit_mm.transforms import TwoViewRandomResizedCrop
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    open_cache.cache_clear()
+TOOL = ROOT / 'tools/cache_targets.py'
 
 
 @pytest.fixture
@@ -39,131 +37,130 @@ def batch_of(cfg, indices=(0, 1, 3, 4)):
     return default_collate(samples)
 
 
-def online_batch(cfg, plan, indices=(0, 1, 3, 4)):
-    """The slow way: draw the same crop number, then crop and resize both views from its seed."""
+def online_views(cfg, header, indices=(0, 1, 3, 4)):
+    """Both views of the crops that `batch_of` draws, cropped and resized anew."""
     load = DATASETS.build(cfg.train_dataloader.dataset).pipeline.transforms[0]
     crop = TwoViewRandomResizedCrop(size=32, second_size=8, flip_prob=0.5)
     views = []
     for index in indices:
         seed_generators(SAMPLES, 5, 0, index)
-        number = np.random.randint(plan.num_crops)
+        number = np.random.randint(header.num_crops)
         path = f'{cfg.train_dataloader.dataset.data_root}/train/{index}.jpg'
         results = load(dict(img_path=path))
-        seed_generators(CROPS, plan.seed, index, number)
+        seed_generators(CROPS, header.seed, index, number)
         views.append(crop(results)['img'])
     return [torch.from_numpy(np.stack(v)).permute(0, 3, 1, 2) for v in zip(*views, strict=True)]
 
 
-def test_all_codes_give_the_same_loss_and_gradients_to_the_bit(root):
+def truncated(token_logits, k, tau=4.0):
+    """Logits (B, V, h, w): the k best relative to the best in fp16, the others their mean."""
+    relative = token_logits - token_logits.amax(1, keepdim=True)
+    least = relative.topk(k, dim=1).values[:, -1:]
+    others = torch.where(relative < least, relative.double() / tau, -torch.inf)
+    count = (relative < least).sum(1, keepdim=True).clamp_min(1)
+    level = tau * (others.exp().sum(1, keepdim=True) / count).log()
+    return torch.where(relative < least, level, relative).half().float()
+
+
+def loss_and_gradients(model, batch, inputs):
+    data = model.data_preprocessor(dict(batch, inputs=inputs))
+    loss = model(**data, mode='loss')['loss']
+    loss.backward()
+    return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize('k, tolerance', [(None, 0), (5, 1e-3)])
+def test_loss_and_gradients_are_those_of_the_truncated_tokenizer(root, k, tolerance):
     cfg = tiny_config(root)
-    plan = make_cache(cfg, root / 'cache').plan
+    header = make_cache(cfg, root / 'cache', k).header
     cached_cfg = cached_config(cfg, root / 'cache')
     batch = batch_of(cached_cfg)
-    views = online_batch(cfg, plan)
+    views = online_views(cfg, header)
     assert torch.equal(batch['inputs'][0], views[0])  # the student's view
-    models = [MODELS.build(config.model) for config in (cached_cfg, cfg)]
-    models[1].load_state_dict(models[0].state_dict())
-    results = []
-    for model, inputs in zip(models, (batch['inputs'], views), strict=True):
-        data = model.data_preprocessor(dict(batch, inputs=inputs))
-        logits = model.tokenizer(data['inputs'][1])
-        loss = model(**data, mode='loss')['loss']
-        loss.backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        results.append([logits, loss.detach(), *grads])
-    for cached, online in zip(*results, strict=True):
-        assert torch.equal(cached, online)
+    cached, online = (MODELS.build(config.model) for config in (cached_cfg, cfg))
+    online.load_state_dict(cached.state_dict())
+    encode = online.tokenizer.encode
+    online.tokenizer.encode = lambda x: truncated(encode(x), header.k)
+    loss, gradients = loss_and_gradients(cached, batch, batch['inputs'])
+    expected, expected_gradients = loss_and_gradients(online, batch, views)
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    assert len(gradients) == len(expected_gradients) > 20
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(gradient, other, rtol=0, atol=tolerance * scale)
+    online.tokenizer.encode = encode
+    with torch.no_grad():
+        exact = online(**online.data_preprocessor(dict(batch, inputs=views)), mode='loss')['loss']
+    assert abs(loss / exact - 1) < (1e-4 if k is None else 1e-2)
 
 
-def test_crops_come_back_masks_do_not(root):
-    cfg = tiny_config(root)
-    make_cache(cfg, root / 'cache', num_crops=2)
-    config = cached_config(cfg, root / 'cache').train_dataloader.dataset
-    dataset = SeededDataset(DATASETS.build(config), 0)
-    epochs = [dataset[0, (epoch, 0)] for epoch in range(12)]
-    views = {sample['inputs'][0].numpy().tobytes() for sample in epochs}
-    assert len(views) == 2
-    assert len({sample['inputs'][1].numpy().tobytes() for sample in epochs}) == 2
-    assert len({sample['data_samples'].mask.numpy().tobytes() for sample in epochs}) > 6
-    again = dataset[0, (3, 0)]
-    assert torch.equal(again['inputs'][1], epochs[3]['inputs'][1])
-
-
-def test_unreadable_images_are_replaced_in_training(root):
-    cfg = tiny_config(root)
-    builder = CacheBuilder(cfg, None, 1, 'float32')
-    assert builder.build(root / 'cache', batch_size=4, report=lambda _: None) == 1
-    config = cached_config(cfg, root / 'cache').train_dataloader.dataset
-    dataset = SeededDataset(DATASETS.build(config), 0)
-    dataset.bad_samples.max_share = 0.5
-    assert dataset[2, (0, 0)]['data_samples'].img_path.endswith('.jpg')
-    assert dataset.bad_samples.count == 1
-
-
-def test_results_hang_on_neither_batch_nor_workers_nor_file_size(root, monkeypatch):
+def test_records_depend_on_neither_batch_size_nor_workers(root):
     cfg = tiny_config(root)
     make_cache(cfg, root / 'one', num_crops=2)
-    monkeypatch.setattr(cache_building, 'FILE_BYTES', 5000)
-    builder = CacheBuilder(cfg, None, 2, 'float32')
-    assert builder.plan.images_per_file == 2
-    builder.build(root / 'other', batch_size=5, num_workers=2, report=lambda _: None)
-    assert len(list((root / 'other').glob('*.bin'))) == 3
-    caches = TargetCache(root / 'one'), TargetCache(root / 'other')
-    for index in (0, 1, 3, 4, 5):
-        shape = 40 + 3 * index, 60 - 2 * index
-        for crop in range(2):
-            check = image_check(f'{index}.jpg', shape)
-            one, other = (torch.from_numpy(c.read(index, crop, check).copy())[None] for c in caches)
-            record = caches[0].record
-            # Convolutions of other batches may round otherwise.
-            assert (decode(one, record) - decode(other, record)).abs().max() < 1e-5
+    CacheBuilder(cfg, None, 2).build(root / 'other', 5, num_workers=2, report=lambda _: None)
+    (one, checks), (other, others) = (open_arrays(str(root / name)) for name in ('one', 'other'))
+    assert np.array_equal(checks, others)
+    good = checks != 0
+    one, other = (torch.from_numpy(records[good]).flatten(0, 1) for records in (one, other))
+    # Convolutions of other batches may round otherwise.
+    assert (decode(one, 16, (4, 4)) - decode(other, 16, (4, 4))).abs().max() < 1e-2
 
 
-def test_a_stopped_run_goes_on(root, monkeypatch):
+def test_an_interrupted_build_starts_over(root, monkeypatch):
     cfg = tiny_config(root)
-    monkeypatch.setattr(cache_building, 'FILE_BYTES', 5000)
-    make_cache(cfg, root / 'whole', num_crops=2)
-    out = root / 'cache'
+    make_cache(cfg, root / 'whole', 4, num_crops=2)
+    monkeypatch.setattr(building, 'REPORT_SECONDS', 0)
 
-    class Stopped(Exception):
-        pass
+    def interrupt(line):
+        if line.startswith('4/'):
+            raise KeyboardInterrupt
 
-    def stop(line):
-        if line.startswith('2/3'):
-            raise Stopped
-
-    builder = CacheBuilder(cfg, None, 2, 'float32')
-    with pytest.raises(Stopped):
-        builder.build(out, 2, report=stop)
-    with pytest.raises(FileNotFoundError, match='unfinished'):
-        TargetCache(out)
-    with pytest.raises(ValueError, match='unfinished cache of other settings'):
-        CacheBuilder(cfg, 3, 2, 'float32').build(out, 2)
+    builder, out = CacheBuilder(cfg, 4, 2), root / 'cache'
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(out, 2, report=interrupt)
+    with pytest.raises(FileNotFoundError, match='an unfinished cache'):
+        read_header(out)
     lines = []
-    CacheBuilder(cfg, None, 2, 'float32').build(out, 2, report=lines.append)
-    assert [line.split(',')[0] for line in lines] == ['1/1 files']
+    assert builder.build(out, 2, report=lines.append) == 1
+    assert lines[0] == '6 images x 2 crops: 0.00 GiB'
+    assert lines[1:] == ['2/6 images', '4/6 images', '6/6 images']
     for file in sorted((root / 'whole').iterdir()):
         assert (out / file.name).read_bytes() == file.read_bytes()
-    with pytest.raises(FileExistsError, match='a finished cache'):
+    with pytest.raises(FileExistsError, match='not empty'):
         builder.build(out, 2)
+    with pytest.raises(FileExistsError, match='not empty'):
+        builder.build(root, 2)
 
 
-def test_other_files_are_left_alone(root):
-    with pytest.raises(FileExistsError, match='other files'):
-        make_cache(tiny_config(root), root)
+def test_a_small_disk_is_refused_at_once(root, monkeypatch):
+    builder = CacheBuilder(tiny_config(root), 4, 2)
+    monkeypatch.setattr(building.shutil, 'disk_usage', lambda _: SimpleNamespace(free=3455))
+    with pytest.raises(OSError, match='no space for 0.00 GiB'):  # 6 x 2 x 16 x 9 x 2 bytes
+        builder.build(root / 'cache')
+    monkeypatch.setattr(building.shutil, 'disk_usage', lambda _: SimpleNamespace(free=3456))
+    assert builder.build(root / 'cache') == 1
 
 
 @pytest.mark.parametrize(
     'steps, message',
     [
-        ([dict(type='LoadCheckedImage'), dict(type='ColorJitter')], 'ColorJitter comes before'),
-        ([dict(type='RandomFlip', prob=0.5, direction='vertical')], 'RandomFlip comes before'),
+        ([dict(type='LoadCheckedImage'), dict(type='ColorJitter')], 'ColorJitter precedes'),
+        ([dict(type='RandomFlip', prob=0.5, direction='vertical')], 'RandomFlip precedes'),
         ([dict(type='LoadCheckedImage')], 'no TwoViewRandomResizedCrop'),
     ],
 )
 def test_pipelines_that_cannot_be_cached(steps, message):
     with pytest.raises(ValueError, match=message):
         split_pipeline(steps)
+
+
+def test_wrapped_data_sets_are_refused(root):
+    cfg = tiny_config(root)
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset
+    )
+    with pytest.raises(ValueError, match='concatenated or repeated data sets, cache each one'):
+        CacheBuilder(cfg)
 
 
 def test_crop_keeps_all_its_arguments():
@@ -181,10 +178,10 @@ def test_crop_keeps_all_its_arguments():
 def test_a_changing_tau_needs_all_codes(root):
     cfg = tiny_config(root, tau=2.0)
     cfg.custom_hooks = [dict(type='TauWarmupHook', tau_start=1.0)]
-    with pytest.raises(ValueError, match='keep all'):
+    with pytest.raises(ValueError, match='keep all codes'):
         CacheBuilder(cfg, 4)
     for k in (None, 16):
-        assert CacheBuilder(cfg, k).plan.record.tau == 2.0
+        assert CacheBuilder(cfg, k).header.tau == 2.0
 
 
 def test_no_code_is_not_all_codes(root):
@@ -192,27 +189,46 @@ def test_no_code_is_not_all_codes(root):
         CacheBuilder(tiny_config(root), 0)
 
 
-def test_tool_tries_and_builds(root):
-    cfg = tiny_config(root)
+def test_fidelity_follows_its_definition():
+    given, tau, k = 8 * torch.randn(4, 37, 3, 2), 2.0, 4
+    exact, cached = (soft_probs(x.double(), tau) for x in (given, truncated(given, k, tau)))
+    mass, kl, changed = fidelity(given, k, tau)
+    assert kl == pytest.approx((exact * (exact / cached).log()).sum(-1).mean().item(), rel=1e-3)
+    kept = exact.sort(-1, descending=True).values[..., :k].sum(-1)
+    assert mass == pytest.approx(kept.mean().item(), rel=1e-6) and changed == 0 and kl > 1e-3
+    found = [fidelity(given, k, 4.0) for k in (1, 4, 16, 37)]
+    assert sorted(found) == found  # more mass with every code
+    kls = [kl for _, kl, _ in found]
+    assert kls == sorted(kls, reverse=True) and kls[-1] < 1e-6
+
+
+def test_tool_compares_sizes_and_builds(root, monkeypatch, capsys):
     config = root / 'config.py'
-    config.write_text(cfg.dump())
-    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    config.write_text(tiny_config(root).dump())
 
     def tool(*args):
-        command = [sys.executable, 'tools/cache_targets.py', config, *args, '--device', 'cpu']
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        words = [str(TOOL), str(config), *map(str, args), '--device', 'cpu', '--workers', '0']
+        monkeypatch.setattr(sys, 'argv', words)
+        runpy.run_path(str(TOOL), run_name='__main__')
+        return capsys.readouterr().out
 
-    tried = tool('--try', '2', '16')
-    assert tried.returncode == 0, tried.stderr
-    lines = [line.split() for line in tried.stdout.splitlines()[2:] if line[:1].isdigit()]
+    lines = [line.split() for line in tool('--try', 2, 16).splitlines()[2:]]
     assert [line[0] for line in lines] == ['2', '16']
-    assert float(lines[0][3]) < float(lines[1][3]) == 1.0  # mass kept
+    assert float(lines[0][1]) == pytest.approx(16 * 5 * 2 / 1024, abs=0.05)  # KiB
+    assert float(lines[0][3]) < float(lines[1][3]) == 1.0  # mass
     assert float(lines[0][4]) > float(lines[1][4])  # KL
-    built = tool(root / 'cache', '--k', '4', '--crops', '2')
-    assert built.returncode == 0, built.stderr
-    assert '1 images could not be read' in built.stdout
-    plan = TargetCache(root / 'cache').plan
-    assert (plan.record.k, plan.num_crops, plan.num_images) == (4, 2, NUM_IMAGES)
-    assert (root / 'cache' / MANIFEST).is_file()
-    again = tool(root / 'cache', '--k', '4', '--crops', '2')
-    assert again.returncode == 2 and 'a finished cache' in again.stderr
+    cache, options = root / 'cache', ('--k', 4, '--crops', 2)
+    assert '1 unreadable images' in tool(cache, *options)
+    header = read_header(cache)
+    assert (header.k, header.num_crops, header.num_images) == (4, 2, NUM_IMAGES)
+    assert (cache / TARGETS).stat().st_size == 128 + NUM_IMAGES * 2 * 16 * 9 * 2
+    assert (cache / HEADER).stat().st_size < 2000
+    with pytest.raises(SystemExit) as stopped:
+        tool(cache, *options)
+    assert stopped.value.code == 2 and 'not empty' in capsys.readouterr().err
+
+
+def test_tool_prints_help_and_usage_errors_at_once():
+    for words, status in ((['--help'], 0), (['config.py'], 2)):
+        result = subprocess.run([sys.executable, TOOL, *words], capture_output=True, timeout=5)
+        assert result.returncode == status

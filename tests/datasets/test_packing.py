@@ -1,10 +1,9 @@
-"""Packs are written from folders and indexed from archives; what cannot be read is refused."""
+"""Packs are written from folders and indexed from archives; damaged archives are refused."""
 
 import io
-import os
+import runpy
 import stat
 import struct
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,8 +15,8 @@ from mmengine import fileio
 from PIL import Image
 
 from mcbeit_mm.datasets import shards
-from mcbeit_mm.datasets.packing import index_archives
-from mcbeit_mm.datasets.shards import AS_IT_IS, Pack, open_pack
+from mcbeit_mm.datasets.packing import index_archives, pack_images
+from mcbeit_mm.datasets.shards import STORED, Pack, open_pack
 
 NAMES = ['a/1.jpg', 'a/b c/2.jpg', 'ä/5.jpg', 'z' * 120 + '/6.jpg']
 METHODS = dict(stored=zipfile.ZIP_STORED, deflated=zipfile.ZIP_DEFLATED)
@@ -27,7 +26,7 @@ each_method = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 @pytest.fixture(autouse=True)
 def _fresh():
     open_pack.cache_clear()
-    shards._pack_of.cache_clear()
+    shards._find_pack.cache_clear()
 
 
 @pytest.fixture
@@ -48,7 +47,39 @@ def write_tar(file, members, mode='w'):
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_indexes_tars_that_are_there(tmp_path):
+def test_folders_are_packed_in_order_and_in_several_shards(folder, tmp_path):
+    (folder / 'notes.txt').write_text('skipped')
+    assert pack_images(folder, tmp_path / 'pack', shard_bytes=3000) == len(NAMES)
+    shards_ = sorted((tmp_path / 'pack').glob('*.tar'))
+    assert len(shards_) == 2
+    members = []
+    for shard in shards_:
+        with tarfile.open(shard) as tar:
+            members += tar.getnames()
+    assert members == sorted(NAMES)
+
+
+def test_unfinished_packs_are_written_anew_and_others_kept(folder, tmp_path):
+    out = tmp_path / 'pack'
+    pack_images(folder, out, shard_bytes=1)
+    assert len(list(out.glob('*.tar'))) == len(NAMES)
+    with pytest.raises(FileExistsError, match='holds other files'):
+        pack_images(folder, out)
+    (out / shards.INDEX).unlink()
+    (out / 'n01.tar').touch()  # not from an unfinished pack
+    with pytest.raises(FileExistsError, match='holds other files'):
+        pack_images(folder, out)
+    (out / 'n01.tar').unlink()
+    pack_images(folder, out)
+    assert [file.name for file in out.glob('*.tar')] == ['000000.tar']
+    with pytest.raises(FileNotFoundError, match='no folder'):
+        pack_images(tmp_path / 'none', tmp_path / 'other')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='no image to pack'):
+        pack_images(tmp_path / 'empty', tmp_path / 'other')
+
+
+def test_existing_tars_are_indexed(tmp_path):
     write_tar(tmp_path / 'n01.tar', [('x.jpg', b'1' * 700), ('y.jpg', b'22')])
     write_tar(tmp_path / 'n02.tar', [('x.jpg', b'333')])
     assert index_archives(tmp_path) == 3
@@ -76,7 +107,7 @@ def test_zips_give_the_bytes_of_the_files(folder, tmp_path, method):
     write_zip(tmp_path / 'zips' / 'n01.zip', [('a/', b''), ('empty.jpg', b''), *members], method)
     assert index_archives(tmp_path / 'zips') == len(NAMES) + 1  # no folders
     pack = Pack(tmp_path / 'zips')
-    assert (pack.places[:, 4] == AS_IT_IS).all() == (method == zipfile.ZIP_STORED)
+    assert (pack.places[:, 4] == STORED).all() == (method == zipfile.ZIP_STORED)
     assert pack.read('n01/empty.jpg') == b''
     for name, data in members:
         assert pack.read(f'n01/{name}') == data
@@ -86,7 +117,7 @@ def test_zips_give_the_bytes_of_the_files(folder, tmp_path, method):
 
 
 class Stream(io.BytesIO):
-    """As a pipe: sizes and CRC-32 come behind a member's data, its header holds zeros."""
+    """As a pipe: sizes and CRC-32 follow a member's data, its header holds zeros."""
 
     def seekable(self):
         return False
@@ -102,7 +133,7 @@ class Stream(io.BytesIO):
 def test_every_kind_of_zip(tmp_path, monkeypatch, method, kind):
     members = [(f'ä/{number}.jpg', bytes([number]) * 300) for number in range(5)]
     file = tmp_path / 'a.zip'
-    if kind == 'zip64':  # as if files beyond these were beyond 4 GiB and 65,535 members
+    if kind == 'zip64':  # as if these were the limits of 4 GiB and 65,535 members
         monkeypatch.setattr(zipfile, 'ZIP64_LIMIT', 100)
         monkeypatch.setattr(zipfile, 'ZIP_FILECOUNT_LIMIT', 2)
     long_headers = kind in ('local extra field', 'zip64')
@@ -125,13 +156,13 @@ def test_tars_and_zips_in_one_folder(tmp_path):
     write_tar(tmp_path / 'b.tar', [('x.jpg', b'1')])
     write_zip(tmp_path / 'a.zip', [('x.jpg', b'2'), ('c/y.jpg', b'3' * 99)], zipfile.ZIP_DEFLATED)
     write_zip(tmp_path / 'b.zip', [('y.jpg', b'4')])
-    (tmp_path / 'readme.txt').write_text('passed over')
+    (tmp_path / 'readme.txt').write_text('skipped')
     assert index_archives(tmp_path) == 4
     pack = Pack(tmp_path)
     assert pack.below('') == ['a/c/y.jpg', 'a/x.jpg', 'b/x.jpg', 'b/y.jpg']
     assert [pack.read(name) for name in pack.below('')] == [b'3' * 99, b'2', b'1', b'4']
     write_zip(tmp_path / 'b.zip', [('x.jpg', b'4')])
-    with pytest.raises(ValueError, match='b/x.jpg is there twice'):
+    with pytest.raises(ValueError, match='duplicate name in .*: b/x.jpg'):
         index_archives(tmp_path)
 
 
@@ -143,12 +174,13 @@ def test_damage_in_zips_is_found(tmp_path, method):
     data = bytearray((tmp_path / 'a.zip').read_bytes())
     data[start + length // 2] ^= 1
     (tmp_path / 'a.zip').write_bytes(data)
-    index_archives(tmp_path)  # the CRC-32 is the archive's own
-    with pytest.raises(OSError, match='other bytes than packed, in .*a.zip'):
+    with pytest.raises(OSError, match='CRC-32 mismatch in .*a.zip'):
         Pack(tmp_path).read('a/x.jpg')
+    with pytest.raises(ValueError, match='a.zip is damaged.*x.jpg does not match'):
+        index_archives(tmp_path)
 
 
-def test_links_in_archives_are_passed_over(tmp_path):
+def test_links_in_archives_are_skipped(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
         link = zipfile.ZipInfo('link.jpg')
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -165,14 +197,14 @@ def test_links_in_archives_are_passed_over(tmp_path):
 @pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compression_is_refused(tmp_path, method):
     write_zip(tmp_path / 'a.zip', [('b/x.jpg', b'1' * 99)], method)
-    with pytest.raises(ValueError, match=f'a.zip: b/x.jpg is compressed by method {method}'):
+    with pytest.raises(ValueError, match=f'a.zip: b/x.jpg is .*compressed by method {method}'):
         index_archives(tmp_path)
 
 
 def test_encrypted_members_are_refused(tmp_path):
     write_zip(tmp_path / 'a.zip', [('b/x.jpg', b'1' * 99)])
     with_field(tmp_path / 'a.zip', 8, '<H', 1)
-    with pytest.raises(ValueError, match='a.zip: b/x.jpg is encrypted; unpack'):
+    with pytest.raises(ValueError, match='a.zip: b/x.jpg is encrypted.*unpack'):
         index_archives(tmp_path)
 
 
@@ -180,31 +212,21 @@ def test_encrypted_members_are_refused(tmp_path):
     'place, layout, value, reason',
     [
         (6, '<H', 99, 'zip file version 9.9'),
-        (20, '<I', 10**6, 'x.jpg is cut short'),
-        (20, '<I', 1, 'x.jpg states 5000 bytes, packed in 1$'),
-        (24, '<I', 10**9, 'x.jpg states 1000000000 bytes'),
-        (42, '<I', 10, 'no header of x.jpg'),
-        (42, '<I', 2**32 - 2, 'no header of x.jpg'),
+        (16, '<I', 1, 'x.jpg does not match'),
+        (20, '<I', 10**6, 'x.jpg does not match'),
+        (20, '<I', 1, 'x.jpg does not match'),
+        (24, '<I', 1, 'x.jpg does not match'),
+        (24, '<I', 10**9, 'x.jpg does not match'),
+        (42, '<I', 10, 'x.jpg does not match'),
+        (42, '<I', 2**32 - 2, ''),
     ],
 )
 @each_method
-def test_lists_that_lie_are_refused(tmp_path, method, place, layout, value, reason):
+def test_wrong_entries_are_refused(tmp_path, method, place, layout, value, reason):
     write_zip(tmp_path / 'a.zip', [('x.jpg', bytes(5000))], method)
     with_field(tmp_path / 'a.zip', place, layout, value)
     with pytest.raises(ValueError, match=f'a.zip is damaged.*{reason}'):
         index_archives(tmp_path)
-
-
-def test_a_smaller_size_than_the_members_is_refused(tmp_path):
-    write_zip(tmp_path / 'a.zip', [('x.jpg', bytes(5000))])
-    with_field(tmp_path / 'a.zip', 24, '<I', 1)
-    with pytest.raises(ValueError, match='x.jpg states 1 bytes, packed in 5000'):
-        index_archives(tmp_path)
-    write_zip(tmp_path / 'a.zip', [('x.jpg', bytes(5000))], zipfile.ZIP_DEFLATED)
-    with_field(tmp_path / 'a.zip', 24, '<I', 1)
-    index_archives(tmp_path)  # only inflating tells
-    with pytest.raises(OSError, match='other bytes than packed'):
-        Pack(tmp_path).read('a/x.jpg')
 
 
 def test_names_in_another_encoding_than_stated_are_refused(tmp_path):
@@ -222,7 +244,7 @@ def test_truncated_zips_are_refused(tmp_path, method):
     data = (tmp_path / 'a.zip').read_bytes()
     for length in range(len(data)):
         (tmp_path / 'a.zip').write_bytes(data[:length])
-        with pytest.raises(ValueError, match='a.zip is damaged or no zip file'):
+        with pytest.raises(ValueError, match='a.zip is damaged'):
             index_archives(tmp_path)
 
 
@@ -230,7 +252,7 @@ def test_truncated_zips_are_refused(tmp_path, method):
 @pytest.mark.parametrize('write', [write_tar, write_zip])
 def test_names_stay_inside(tmp_path, write, name):
     write(tmp_path / f'a.{write.__name__[-3:]}', [(name, b'1')])
-    with pytest.raises(ValueError, match='no name'):
+    with pytest.raises(ValueError, match='not a valid name'):
         index_archives(tmp_path)
 
 
@@ -238,7 +260,7 @@ def test_bad_tars_are_refused(tmp_path):
     with pytest.raises(ValueError, match='no image'):
         index_archives(tmp_path)
     write_tar(tmp_path / 'a.tar', [('x.jpg', b'1')] * 2)
-    with pytest.raises(ValueError, match='twice'):
+    with pytest.raises(ValueError, match='duplicate name'):
         index_archives(tmp_path)
     write_tar(tmp_path / 'a.tar', [('x.jpg', b'1' * 5000)], 'w:gz')
     with pytest.raises(ValueError, match='compressed'):
@@ -249,20 +271,21 @@ def test_bad_tars_are_refused(tmp_path):
         index_archives(tmp_path)
 
 
-def test_script(folder, tmp_path):
+def test_tool(folder, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, 'argv', ['pack_images.py', *map(str, words)])
+        runpy.run_path(str(ROOT / 'tools/pack_images.py'), run_name='__main__')
+        return capsys.readouterr().out
+
     out = tmp_path / 'out'
-    command = [sys.executable, 'tools/pack_images.py', folder, out, '--shard-size', '1']
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    run = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
-    result = subprocess.run(command, **run)
-    assert result.returncode == 0, result.stderr
-    assert f'{len(NAMES)} images: data_root=shard://{out}' in result.stdout
+    assert f'{len(NAMES)} images: data_root=shard://{out}' in run(folder, out, '--shard-size', 1)
     assert Pack(out).read(NAMES[1]) == (folder / NAMES[1]).read_bytes()
-    again = subprocess.run(command, **run)
-    assert again.returncode != 0 and 'holds other files' in again.stderr
+    for words in ((folder, out), ('--index', folder, out), (folder,)):
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 2
+    assert 'holds other files' in capsys.readouterr().err
     write_zip(out / 'more.zip', [('7.jpg', b'1')])
-    command[2:] = ['--index', out]
-    result = subprocess.run(command, **run)
-    assert f'{len(NAMES) + 1} images: data_root=shard://{out}' in result.stdout, result.stderr
+    assert f'{len(NAMES) + 1} images: data_root=shard://{out}' in run('--index', out)
     assert Pack(out).read('more/7.jpg') == b'1'
     assert Pack(out).read(f'000000/{NAMES[0]}') == (folder / NAMES[0]).read_bytes()

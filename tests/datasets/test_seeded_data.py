@@ -1,4 +1,4 @@
-"""Samples depend on the seed and their place alone."""
+"""Samples depend only on the seed and their place."""
 
 import pickle
 import random
@@ -124,7 +124,7 @@ class Choosing(torch.utils.data.Sampler):
 
 def test_a_sampler_that_draws_from_the_global_generators():
     def choosing(start, count):
-        np.random.seed(start)  # whatever was drawn before
+        np.random.seed(start)  # must not matter
         keys = PositionBatchSampler(Choosing(), 4, seed=7)
         keys.start = start
         seen = []

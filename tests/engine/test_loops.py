@@ -1,4 +1,4 @@
-"""A run resumed at any iteration ends with the bits of an uninterrupted one."""
+"""A run resumed at any iteration ends bit-identical to an uninterrupted one."""
 
 import random
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from mcbeit_mm.errors import SetupError
 
 
 class Photos(Dataset):
-    """Random crops, so to speak: each generator contributes."""
+    """Samples that depend on each generator, as random crops do."""
 
     def __len__(self):
         return 13
@@ -44,7 +44,7 @@ class Model(BaseModel):
 
 
 class Validations(Hook):
-    """Notes when validations begin, and draws numbers, as any hook may."""
+    """Records when validations begin, and draws numbers, as any hook may."""
 
     def __init__(self, times):
         self.times = times
@@ -90,6 +90,8 @@ def run(folder, loop, resume=None, workers=0, sampler='DefaultSampler', seed=3, 
         **cfg,
     )
     runner.train()
+    if iterator := runner.train_dataloader._iterator:  # persistent workers, for each of which
+        iterator._shutdown_workers()  # the garbage collector would wait 5 s
     return runner, times
 
 
@@ -148,7 +150,7 @@ def test_resumed_at_any_iteration(tmp_path, loop, sampler, workers, monkeypatch)
             assert_same(rest.model.seen, whole.model.seen[step:])
 
 
-def test_seed_of_the_checkpoint_is_taken_if_the_config_has_none(tmp_path):
+def test_seed_of_the_checkpoint_is_used_if_the_config_has_none(tmp_path):
     whole, _ = run(tmp_path / 'whole', 'ResumableEpochLoop', seed=None)
     rest, _ = run(tmp_path / 'rest', 'ResumableEpochLoop', tmp_path / 'whole/iter_6.pth', seed=None)
     assert base_seed(rest) == base_seed(whole)

@@ -1,4 +1,4 @@
-"""What every process adds to a checkpoint."""
+"""State of each process in a checkpoint."""
 
 import logging
 import socket
@@ -18,7 +18,7 @@ HOOK = dict(type='SafeCheckpointHook', by_epoch=False, interval=5)
 
 
 class Counter(nn.Module):
-    """A module with state of its process."""
+    """A module with state of its own in each process."""
 
     def __init__(self, value=None):
         super().__init__()
@@ -81,13 +81,13 @@ def test_nothing_to_keep():
     assert rank_state.collect(fake_runner()) is None
 
 
-def test_modules_and_gradients_come_back():
+def test_modules_and_gradients_are_restored():
     states = rank_state.collect(fake_runner(7, 0.5))
     runner = fake_runner()
     rank_state.restore(runner, states)
     assert runner.model[1].value == 7
     assert runner.model[0].weight.grad.tolist() == [[0.5, 0.5]]
-    runner.model[0].weight.grad += 1  # a copy: the file's tensors may serve others
+    runner.model[0].weight.grad += 1  # a copy, not the tensors of the file
     assert states[0]['gradients']['0.weight'].tolist() == [[0.5, 0.5]]
 
 
@@ -95,16 +95,16 @@ def test_another_number_of_processes(caplog):
     runner = fake_runner()
     rank_state.restore(runner, rank_state.collect(fake_runner(7, 0.5)) * 2)
     assert runner.model[1].value is None and runner.model[0].weight.grad is None
-    assert 'of 2 processes; now there are 1' in caplog.text
+    assert 'saved by 2 processes, resumed by 1' in caplog.text
 
 
 def test_another_model():
-    with pytest.raises(ValueError, match=r"other parts: \['9.weight'\]"):
+    with pytest.raises(ValueError, match=r"the model lacks: \['9.weight'\]"):
         rank_state.restore(fake_runner(), [dict(gradients={'9.weight': torch.ones(1)})])
 
 
 def two_ranks(rank, port, folder):
-    """Only rank 1 has anything; both get their own back."""
+    """Only rank 1 has a state; both get their own back."""
     address = f'tcp://127.0.0.1:{port}'
     torch.distributed.init_process_group('gloo', address, rank=rank, world_size=2)
     assert rank_state.collect(fake_runner()) is None

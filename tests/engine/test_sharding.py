@@ -1,4 +1,4 @@
-"""Sharded optimizer states: same weights as AdamW's, half the state, checkpoints that fit both."""
+"""Sharded optimizer states: the weights of AdamW, half the state, interchangeable checkpoints."""
 
 import shutil
 import tempfile
@@ -32,7 +32,7 @@ def run(rank, world, optimizer, steps, checkpoint=None):
 
 
 def saved(rank, state, optim):
-    """A checkpoint as MMEngine makes it: rank 0 alone asks for the states, the others read it."""
+    """A checkpoint as MMEngine saves it: on rank 0 only, the others read it."""
     consolidate(SimpleNamespace(optim_wrapper=optim))
     box = [dict(state_dict=state, optimizer=optim.state_dict()) if rank == 0 else None]
     torch.distributed.broadcast_object_list(box)
@@ -40,7 +40,7 @@ def saved(rank, state, optim):
 
 
 def scaled_steps(rank, world, optimizer):
-    """Under fp16's loss scaler: a step with infinite gradients, which all skip, and another."""
+    """With a loss scaler: a step with infinite gradients, which all ranks skip, and a good one."""
     algorithm = model()
     net = wrapped(algorithm)
     optim = optimizer_for(algorithm, optimizer)
@@ -65,7 +65,7 @@ def collate(items):
 
 
 def runner_weights(optimizer, folder, max_iters, resume_from=None):
-    """The weights that a Runner with our checkpoint hook ends with, 16 images to the epoch."""
+    """Train with our checkpoint hook, 16 images an epoch; return the final weights."""
     torch.manual_seed(0)
     views, samples = images(UNEVEN * 2)
     runner = Runner(
@@ -168,7 +168,9 @@ def test_checkpoint_holds_the_whole_state_with_its_groups(ranks):
     for index, state in plain.items():
         assert_same(sharded[index], state)
     assert ranks[0]['sharded groups'] == ranks[0]['plain groups']
-    assert len({group[:2] for group in ranks[0]['sharded groups']}) > 4  # depths, with and without
+    assert (
+        len({group[:2] for group in ranks[0]['sharded groups']}) > 4
+    )  # depths, with and without decay
 
 
 def test_loss_scaler_skips_and_steps_as_with_adamw(ranks):
@@ -179,7 +181,7 @@ def test_loss_scaler_skips_and_steps_as_with_adamw(ranks):
 def test_each_rank_holds_half_of_the_state(ranks):
     total = sum(param.numel() for param in model().parameters())
     assert sum(rank['share'] for rank in ranks) == total
-    # Tensors are not divided, and the patch embedding is 57 % of this model.
+    # Tensors are not split, and the patch embedding is 57 % of this model.
     assert max(rank['share'] for rank in ranks) < 0.58 * total
 
 

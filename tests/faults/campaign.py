@@ -1,9 +1,9 @@
-"""Kill small real training runs at random moments, resume them, compare with runs left alone.
+"""Kill small real training runs at random moments, resume them, compare with uninterrupted runs.
 
 python tests/faults/campaign.py --kills 30 --seed 0 --out DIR [--markdown]
 
-Exit code 0 if every run survived bit-identical, no damaged checkpoint was used in silence and no
-fault cost more iterations than lie between two checkpoints; else 1. DIR/report.json has it all.
+Exit code 0 if every run ends bit-identical, no damaged checkpoint is used silently and no fault
+costs more iterations than there are between two checkpoints; else 1. See DIR/report.json.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from strikes import SIGNALS, SLOW_FSYNC, make_plan, order, strike
 from tiny_runs import TinyRun, make_runs
 
 FAULTS_PER_LIFE = 4
-REAL = 8  # every 8th launch is a real subprocess
-INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be resumed
+REAL = 8  # every 8th launch is a new interpreter
+INTERRUPTED = 75  # saved, to be resumed
 EXPECTED = {
     'abort': -signal.SIGABRT,
     'exception': 1,
@@ -52,8 +52,8 @@ class Launch:
     phase: str = ''
     begun: int = -1
     done: int = -1
-    lost: int = 0  # iterations to be done again, found out at the next launch
-    damaged: str = ''  # what was damaged before that
+    lost: int = 0  # iterations to be repeated, known at the next launch
+    damaged: str = ''  # files damaged before the next launch
     returncode: int | None = None
     hit: bool = False
     real: bool = False
@@ -63,13 +63,13 @@ class Launch:
 
 @dataclass
 class Life:
-    """One work dir on its way to the end."""
+    """One work dir until the run is finished."""
 
     run: TinyRun
     number: int
     folder: Path
     reached: int = 0
-    allowed: int = 0  # iterations that may be lost
+    allowed: int = 0  # most iterations that may be lost
     damaged: list[str] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Life:
 def launch(
     life: Life, fault: str, moment: str, rng: random.Random, seconds: float, real: bool
 ) -> Launch:
-    """Start the run once; `fault` '' lets it finish."""
+    """Start the run once; without `fault` it finishes."""
     plan, target = '', 0.0
     if fault:
         moment, plan, target = order(
@@ -107,7 +107,7 @@ def launch(
 
 
 def check(life: Life, entry: Launch, log: Path) -> None:
-    """Note what is wrong: exit code, iterations lost, a run that hangs."""
+    """Record problems: exit code, iterations lost, a run that hangs."""
     where = f'{life.run.name}, life {life.number}, {log}'
     if entry.returncode is None:
         life.problems.append(f'{where}: hangs')
@@ -141,7 +141,7 @@ def _last_line(log: Path) -> str:
 
 
 def finish(life: Life, reference: Path, rng: random.Random) -> None:
-    """Let the run go to its end and compare it."""
+    """Finish the run and compare it with the reference."""
     if not (life.launches and life.launches[-1].returncode == 0):
         launch(life, '', '', rng, 0, real=False)
     if life.launches[-1].returncode == 0:
@@ -150,7 +150,7 @@ def finish(life: Life, reference: Path, rng: random.Random) -> None:
 
 
 def references(runs: list[TinyRun], out: Path) -> dict[str, tuple[Path, float]]:
-    """Run every variant without faults: name -> work dir, seconds. RuntimeError if one fails."""
+    """Run every variant without faults; return work dir and seconds by name."""
     done = {}
     for i, run in enumerate(runs):
         life = Life(run, -1, out / f'reference{i}')
@@ -166,7 +166,7 @@ def references(runs: list[TinyRun], out: Path) -> dict[str, tuple[Path, float]]:
 def kill_and_resume(
     runs: list[TinyRun], done: dict, kills: int, rng: random.Random, out: Path
 ) -> list[Life]:
-    """Carry out the plan, a few faults to a life; a fault that came too late is tried again."""
+    """Execute the plan, a few faults per life; faults that came too late are repeated."""
     plan, lives, launches = make_plan(kills, rng), [], 0
     while plan:
         run = runs[len(lives) % len(runs)]
@@ -195,7 +195,7 @@ def kill_and_resume(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--kills', type=int, default=30, help='SIGKILLs that hit; others come on top'
+        '--kills', type=int, default=30, help='number of SIGKILLs that hit; other faults are added'
     )
     parser.add_argument('--corruptions', type=int, default=240, help='damaged checkpoint files')
     parser.add_argument('--seed', type=int, default=0)

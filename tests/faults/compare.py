@@ -1,4 +1,4 @@
-"""Two finished runs -> every difference between what they learned and logged, to the last bit."""
+"""Compare weights, states and logs of two finished runs bit by bit."""
 
 import re
 import struct
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-# What may differ between two runs of one experiment: clocks, memory, places.
+# May differ between two runs of one experiment: times, memory, paths.
 CLOCKS = ('time', 'data_time', 'images_per_s', 'tokenizer_share', 'memory', 'eta')
 PLACES = ('cfg', 'mmengine_version', 'experiment_name', 'last_ckpt', 'best_ckpt', 'checkpoint')
 
@@ -21,7 +21,7 @@ def is_clock(name: str) -> bool:
 
 
 def differences(a: Any, b: Any, where: str = '') -> list[str]:
-    """Names of all entries of two trees that are not the same bits, with what differs."""
+    """Describe all entries of two trees that are not bit-equal."""
     if isinstance(a, HistoryBuffer) and isinstance(b, HistoryBuffer):
         return differences(a.data, b.data, where)
     if type(a) is not type(b):
@@ -70,16 +70,16 @@ def _first(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def load(path: Path) -> dict:
-    """A checkpoint, read by the function that resuming reads it with."""
+    """Read a checkpoint as resuming does."""
     from mmengine.runner.checkpoint import _load_checkpoint
 
-    import mcbeit_mm  # noqa: F401  # its loader replaces MMEngine's
+    import mcbeit_mm  # noqa: F401  # replaces MMEngine's loader
 
     return _load_checkpoint(str(path), map_location='cpu', logger='silent')
 
 
 def learned(checkpoint: dict) -> dict:
-    """The parts of a checkpoint that two runs of one experiment must share."""
+    """Return the parts of a checkpoint that two runs of one experiment must share."""
     parts = {key: value for key, value in checkpoint.items() if key not in ('meta', 'message_hub')}
     meta = checkpoint['meta']
     parts['meta'] = {key: meta[key] for key in ('epoch', 'iter', 'seed') if key in meta}
@@ -93,7 +93,7 @@ def learned(checkpoint: dict) -> dict:
 
 
 def curves(work: Path) -> list[dict]:
-    """The merged log of a work dir, by the reader of the report, without clocks."""
+    """Return the merged log of a work dir without times."""
     from mcbeit_mm.visualization.logs import read_scalars
 
     entries = read_scalars(work)
@@ -101,7 +101,7 @@ def curves(work: Path) -> list[dict]:
 
 
 def compare(work: Path, reference: Path, iters: int) -> list[str]:
-    """All differences between two finished work dirs; empty if they are bit-identical."""
+    """Return all differences between two finished work dirs."""
     files = [final(folder, iters) for folder in (work, reference)]
     if not files[0]:
         return [f'no final checkpoint in {work}']
@@ -112,5 +112,5 @@ def compare(work: Path, reference: Path, iters: int) -> list[str]:
 
 
 def final(work: Path, iters: int) -> Path | None:
-    """The last regular checkpoint of a finished run."""
+    """Return the last regular checkpoint of a finished run."""
     return next(iter(work.glob(f'iter_{iters}.pth')), None)

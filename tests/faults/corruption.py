@@ -1,4 +1,4 @@
-"""Damage checkpoint files and the note beside them, and see what resuming makes of it."""
+"""Damage checkpoint files and last_checkpoint, and check what resuming does."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from compare import differences, load
 
 PAGE = 4096  # what a file system loses when power fails
-NOTES = {  # what last_checkpoint may hold after an accident; None: there is no such file
+NOTES = {  # contents of last_checkpoint after an accident; None: no file
     'missing': None,
     'empty': b'',
     'zeros': bytes(64),
@@ -48,7 +48,7 @@ def zero_page(data: bytes, rng: random.Random) -> bytes:
 
 
 def only_zeros(data: bytes, rng: random.Random) -> bytes:
-    """Right size, no content: the data of a delayed allocation never reached the disk."""
+    """Right size, no content: data of a delayed allocation that never reached the disk."""
     return bytes(len(data))
 
 
@@ -66,7 +66,7 @@ def checkpoints(work: Path) -> list[Path]:
 
 
 def damage_newest(life, rng: random.Random) -> None:
-    """Damage the newest checkpoint of a killed run, if another is left, or its note."""
+    """Damage the newest checkpoint of a killed run if there is another, or last_checkpoint."""
     files = checkpoints(life.work)
     note = life.work / 'last_checkpoint'
     if rng.random() < 0.3 and note.exists():
@@ -80,7 +80,7 @@ def damage_newest(life, rng: random.Random) -> None:
 
 
 def ask(work: Path) -> tuple[Path | None, str]:
-    """The checkpoint that `--resume` would take, and all that was said on the way."""
+    """Return the checkpoint that `--resume` uses, and its messages."""
     from mcbeit_mm.engine.resume import checkpoint_to_resume
 
     said = io.StringIO()
@@ -94,7 +94,7 @@ def ask(work: Path) -> tuple[Path | None, str]:
 
 
 def judge(work: Path, damaged: list[Path], expected: Path | None, content: dict) -> str:
-    """'detected', 'harmless', or what is wrong, of a work dir whose newest files are damaged."""
+    """Return 'detected', 'harmless' or a problem for a work dir whose newest files are damaged."""
     found, said = ask(work)
     if found in damaged:
         try:
@@ -102,12 +102,12 @@ def judge(work: Path, damaged: list[Path], expected: Path | None, content: dict)
         except Exception as error:
             return f'not detected before loading it: {type(error).__name__}'
     if any(file.name not in said for file in damaged):
-        return 'passed over without a word'
-    return 'detected' if found == expected else f'{found} taken, not {expected}'
+        return 'skipped without a message'
+    return 'detected' if found == expected else f'{found} used, not {expected}'
 
 
 def lay_out(work: Path, source: list[Path]) -> list[Path]:
-    """A new work dir that shares the files of another; they are replaced, never changed."""
+    """Create a work dir with hard links to the files of another; they are never written to."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     for file in source:
@@ -117,7 +117,7 @@ def lay_out(work: Path, source: list[Path]) -> list[Path]:
 
 
 def campaign(work: Path, folder: Path, count: int, rng: random.Random) -> dict:
-    """`count` damaged files, mostly the newest alone, sometimes more; then damaged notes."""
+    """Test `count` damaged work dirs, mostly only the newest file, then last_checkpoint."""
     folder.mkdir()
     source = checkpoints(work)
     content = {file.name: load(file) for file in source}
@@ -148,7 +148,7 @@ def campaign(work: Path, folder: Path, count: int, rng: random.Random) -> dict:
 
 
 def damaged_notes(work: Path, source: list[Path]) -> list[str]:
-    """The newest checkpoint must be found whatever the note says."""
+    """The newest checkpoint must be found whatever last_checkpoint holds."""
     problems = []
     for name, content in NOTES.items():
         files = lay_out(work, source)
@@ -158,5 +158,5 @@ def damaged_notes(work: Path, source: list[Path]) -> list[str]:
             note.write_bytes(content.replace(b'{older}', os.fsencode(files[0])))
         found, said = ask(work)
         if found != files[-1]:
-            problems.append(f'last_checkpoint is {name}: {found} taken, not {files[-1]}: {said}')
+            problems.append(f'last_checkpoint is {name}: {found} used, not {files[-1]}: {said}')
     return problems

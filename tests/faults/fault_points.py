@@ -1,13 +1,12 @@
-"""Runs inside the training process: tells where it is, and fails where it is told to.
+"""Report progress from within the training process, and fail on request.
 
-A config imports it by `custom_imports`; without the two environment variables it does nothing.
+Configs import it by `custom_imports`; without the environment variables it does nothing.
 
-MCBEIT_FAULTS_STATE: a file that the harness maps too: phase, iterations done, iteration gone on
-from, number of file operations on checkpoints.
+MCBEIT_FAULTS_STATE: a file for `run_state.State`.
 MCBEIT_FAULT: KIND@PLACE:N. PLACE is `iter` (after N iterations) or `file` (before the N-th
-operation on checkpoint files in this process: open for writing, rename, remove; Python announces
-each one in an audit event, so that every step of saving can be hit, whatever code does it). KIND
-is abort, exception, kill, or torn: a rename after which the file has only a part of its bytes.
+operation on checkpoint files in this process: open for writing, rename, remove; Python raises an
+audit event for each, so every step of saving can be hit, whatever code does it). KIND is abort,
+exception, kill or torn: a rename after which the file has only part of its bytes.
 """
 
 import os
@@ -22,12 +21,12 @@ from run_state import END, START, TRAINING, VALIDATION, WRITING, State
 
 
 class Injected(Exception):
-    """The planted exception."""
+    """An injected exception."""
 
 
 def fail(kind: str, file: str | None = None) -> None:
     if kind == 'exception':
-        raise Injected('planted by the fault campaign')
+        raise Injected('injected by the fault campaign')
     if kind == 'torn':
         size = os.path.getsize(file)
         os.truncate(file, random.Random(size).randrange(size))
@@ -38,7 +37,7 @@ def fail(kind: str, file: str | None = None) -> None:
 
 
 class FilePoints:
-    """An audit hook that counts operations on checkpoints and fails at the one asked for."""
+    """An audit hook that counts operations on checkpoints and fails at a given one."""
 
     def __init__(self, state: State, kind: str, number: int):
         self.state, self.kind, self.number, self.pid = state, kind, number, os.getpid()
@@ -50,7 +49,7 @@ class FilePoints:
         name = os.path.basename(path)
         if '.pth' not in name and 'last_checkpoint' not in name:
             return
-        # `open` announces (path, mode, flags); os.open has no mode.
+        # The event of `open` has (path, mode, flags); os.open has no mode.
         if event == 'open' and not args[2] & (os.O_WRONLY | os.O_RDWR):
             return
         state = self.state.read()
@@ -69,7 +68,7 @@ def _is_due(hook: Hook, runner) -> bool:
 
 @HOOKS.register_module()
 class WhereHook(Hook):
-    """Notes what the run is doing; one of them stands just before the checkpoint hook, one last."""
+    """Records the phase of the run; one comes just before the checkpoint hook, one last."""
 
     def __init__(self, point: str):
         self.first = point == 'before_saving'
@@ -109,7 +108,7 @@ class WhereHook(Hook):
 
 @HOOKS.register_module()
 class MeasuringHook(Hook):
-    """Notes that k-NN is being measured: stands before KNNHook."""
+    """Records that k-NN is being measured; comes before KNNHook."""
 
     priority = 'HIGH'
 
@@ -119,7 +118,7 @@ class MeasuringHook(Hook):
 
 
 def slow_down(seconds: float) -> None:
-    """Let every fsync last longer, as on a slow disk, so that saving can be hit from outside."""
+    """Make every fsync slow, so that saving can be hit from outside."""
     fsync = os.fsync
 
     def slow_fsync(descriptor: int) -> None:

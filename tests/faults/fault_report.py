@@ -6,7 +6,7 @@ from run_state import PHASES
 
 
 def summary(result: dict) -> dict:
-    """Counts by fault and phase, and the numbers that must be zero."""
+    """Count faults by kind and phase, and what must be zero."""
     rows: dict[str, dict] = {}
     for entry in result['launches']:
         if entry['hit']:
@@ -32,7 +32,7 @@ def summary(result: dict) -> dict:
 
 
 def as_table(result: dict, markdown: bool = False) -> str:
-    """Faults by kind and place, then one line for each other part."""
+    """Format faults by kind and phase, then a line for each other part."""
     s = result['summary']
     head = ['fault', *PHASES[:4], 'lost at most']
     rows = [[name, *(str(row[key]) for key in (*PHASES[:4], 'lost'))]
@@ -47,8 +47,8 @@ def as_table(result: dict, markdown: bool = False) -> str:
         f'{s["lost_after_damage"]} in the {s["damaged"]} cases where the newest checkpoint or '
         'last_checkpoint was damaged as well before resuming.',
         f'Damaged files: {s["files"]}, {s["files_detected"]} detected, {s["files_harmless"]} '
-        f'harmless (same content), {s["silent"]} used in silence; {result["corruption"]["notes"]} '
-        'damaged notes.',
+        f'harmless (same content), {s["silent"]} used silently; {result["corruption"]["notes"]} '
+        'damaged last_checkpoint files.',
         f'Full disk: {result["disk"]["runs"]} runs, {result["disk"]["way"]}.',
         f'Problems: {len(result["problems"])}. {result["seconds"] / 60:.1f} minutes.',
         *(f'- {line}' for line in result['problems']),

@@ -1,4 +1,4 @@
-"""Fill the disk under a running training: it must end in order and go on when there is space."""
+"""Fill the disk of a running training: it must exit cleanly, and resume once there is space."""
 
 import errno
 import os
@@ -14,12 +14,12 @@ from compare import compare
 from corruption import ask, checkpoints
 from tiny_runs import TinyRun
 
-SIZE = 64  # MiB of the small disk; a tiny checkpoint takes less than one
-SETUP_ERROR = 2  # exit code: one line, nothing to debug
+SIZE = 64  # MiB of the small disk; a tiny checkpoint has less than one
+SETUP_ERROR = 2  # exit code with a one-line error
 
 
 def mount(folder: Path) -> bool:
-    """Put a small tmpfs on a folder; False where that is not permitted."""
+    """Mount a small tmpfs on a folder; False if that is not permitted."""
     folder.mkdir(parents=True)
     command = ['mount', '-t', 'tmpfs', '-o', f'size={SIZE}m', 'tmpfs', str(folder)]
     try:
@@ -46,7 +46,7 @@ def fill(folder: Path, left: int) -> Path:
 
 
 def campaign(run: TinyRun, reference: Path, folder: Path, rng: random.Random) -> dict:
-    """Fill the disk up to less than a checkpoint and to the last byte, early and late."""
+    """Fill the disk, to less than a checkpoint or completely, early and late in the run."""
     disk = folder / 'mounted'
     mounted = mount(disk)
     way = f'tmpfs of {SIZE} MiB' if mounted else 'RLIMIT_FSIZE (mounting is not permitted)'
@@ -67,7 +67,7 @@ def one(
     run: TinyRun, reference: Path, disk: Path, log: Path, share: str, at: int, mounted: bool,
     rng: random.Random,
 ) -> list[str]:  # fmt: skip
-    """One run: filled up at iteration `at`, checked, resumed, compared."""
+    """Fill the disk at iteration `at`, check, resume and compare the run."""
     work = disk / 'work'
     shutil.rmtree(work, ignore_errors=True)
     running = launcher.start(run.config, work, log)

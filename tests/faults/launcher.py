@@ -1,10 +1,9 @@
-"""Start tools/train.py in a process group of its own, watch it, end it, and leave nothing behind.
+"""Start tools/train.py in its own process group, watch and end it, and reap its processes.
 
-Importing torch and the libraries takes 6 to 10 seconds. A fork server saves them: the parent has
-imported everything once and forks children that run the script by `runpy`, as `python` would.
-Forking is safe only from a process with one thread; that is checked. Everything random in a run
-follows from its seed, and a few runs are started by a real `python`, so what a child inherits
-cannot hide a fault.
+Importing torch and the libraries takes 6 to 10 seconds. To save them, the parent imports
+everything once and forks children that run the script by `runpy`, as `python` does. Forking is
+safe only from a process with one thread, which is checked. All random numbers of a run follow from
+its seed, and some runs are started by a new interpreter, so inherited state cannot hide a fault.
 """
 
 import atexit
@@ -28,7 +27,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def prepare() -> None:
-    """Import what training needs, become the parent of orphans; call once before any fork."""
+    """Import what training needs, become the reaper of orphans; call once before any fork."""
     import mmengine.runner  # noqa: F401
     import mmpretrain  # noqa: F401
     import torch
@@ -42,7 +41,7 @@ def prepare() -> None:
 
 @dataclass
 class Running:
-    """A started run: `state` tells where it is."""
+    """A started run; `state` is its progress."""
 
     pid: int
     state: State
@@ -66,14 +65,14 @@ class Running:
         return self.returncode
 
     def kill(self, number: int, group: bool = False) -> None:
-        """Send a signal to the process or its group, if it is still there."""
+        """Send a signal to the process or its group, if it still exists."""
         try:
             (os.killpg if group else os.kill)(self.pid, number)
         except ProcessLookupError:
             pass
 
     def workers(self) -> list[int]:
-        """Children of the process: loader workers."""
+        """Return the children of the process: loader workers."""
         try:
             text = Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -81,7 +80,7 @@ class Running:
         return [int(word) for word in text.split()]
 
     def clean_up(self) -> int:
-        """Kill and reap all that is left of the group; returns how many processes that were."""
+        """Kill and reap the rest of the group; return the number of processes."""
         self.kill(signal.SIGKILL, group=True)
         orphans = 0
         while True:
@@ -101,8 +100,8 @@ def start(
     Args:
         log: gets stdout and stderr.
         fault: see fault_points.
-        fsync: seconds that every fsync lasts longer.
-        real: by a new interpreter instead of a fork.
+        fsync: extra seconds for every fsync.
+        real: start a new interpreter instead of a fork.
     """
     arguments = [str(config), '--work-dir', str(work), '--resume', *options]
     state_file = log.with_suffix('.state')
@@ -119,7 +118,7 @@ def start(
                 [sys.executable, script, *arguments], cwd=ROOT, env=env, stdout=out,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        process.returncode = 0  # this module waits for it; keep Popen from doing so
+        process.returncode = 0  # this module waits for it, not Popen
         return Running(process.pid, state, log, real)
     if len(threads := os.listdir('/proc/self/task')) > 1:
         raise RuntimeError(f'forking needs a process with one thread, there are {len(threads)}')
@@ -132,7 +131,7 @@ def start(
 
 
 def _child(script: str, arguments: list[str], env: dict[str, str], log: Path) -> None:
-    """What a fresh `python script arguments` does, in a forked process; never returns."""
+    """Do what `python script arguments` does, in a forked process; never return."""
     code = 1
     try:
         os.setsid()
@@ -156,7 +155,7 @@ def _child(script: str, arguments: list[str], env: dict[str, str], log: Path) ->
         traceback.print_exc()
     finally:
         try:
-            atexit._run_exitfuncs()  # as at the end of any interpreter: loaders end their workers
+            atexit._run_exitfuncs()  # as any interpreter does: loaders end their workers
             sys.stdout.flush()
             sys.stderr.flush()
         finally:

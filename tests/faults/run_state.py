@@ -1,4 +1,4 @@
-"""Where a training run is, told through a file that it and the harness map."""
+"""Progress of a training run, shared with the harness through a memory-mapped file."""
 
 import mmap
 import struct
@@ -12,7 +12,7 @@ NOTHING = LAYOUT.pack(START, -1, -1, 0)
 
 
 class State:
-    """Phase; iterations done; iteration gone on from; operations on checkpoint files so far."""
+    """Phase; iterations done; iteration resumed from; number of operations on checkpoint files."""
 
     def __init__(self, path: str | Path):
         path = Path(path)

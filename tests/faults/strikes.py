@@ -1,4 +1,4 @@
-"""Which fault comes when, and bringing it about."""
+"""Plan faults and cause them."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import time
 import launcher
 from run_state import VALIDATION, WRITING
 
-SLOW_FSYNC = 0.15  # seconds; long enough to be hit from outside
+SLOW_FSYNC = 0.15  # seconds; long enough to hit from outside
 STOPPED = 0.3  # seconds between SIGSTOP and SIGKILL
 OTHERS = ('SIGTERM', 'SIGINT', 'SIGSTOP, SIGKILL', 'abort', 'exception', 'SIGKILL of a worker',
           'torn write, SIGKILL')  # fmt: skip
@@ -16,7 +16,7 @@ SIGNALS = dict(SIGTERM=signal.SIGTERM, SIGINT=signal.SIGINT)
 
 
 def make_plan(kills: int, rng: random.Random) -> list[tuple[str, str]]:
-    """(fault, moment) pairs: `kills` times SIGKILL, the others as often as kills / 10."""
+    """Return (fault, moment) pairs: `kills` times SIGKILL, each other fault kills / 10 times."""
     moments = ['iteration', 'file', 'seconds', 'validation', 'slow writing']
     plan = [(rng.choice(['SIGKILL', 'SIGKILL of the group']), moments[i % 5]) for i in range(kills)]
     for fault in OTHERS:
@@ -28,7 +28,7 @@ def make_plan(kills: int, rng: random.Random) -> list[tuple[str, str]]:
 def order(
     fault: str, moment: str, reached: int, iters: int, validates: bool, rng: random.Random
 ) -> tuple[str, str, float]:
-    """(moment, what the process is told to do, iteration that the harness waits for)."""
+    """Return moment, MCBEIT_FAULT of the process, iteration that the harness waits for."""
     target = rng.randrange(reached, iters) + 1
     if fault in ('abort', 'exception') and rng.random() < 0.5 or moment == 'file':
         kind = fault if fault in ('abort', 'exception') else 'kill'
@@ -44,7 +44,7 @@ def order(
 
 
 def strike(running: launcher.Running, fault: str, moment: str, target: float, rng) -> dict:
-    """Wait for the moment, then do it; returns the state of the run just before."""
+    """Wait for the moment and cause the fault; return the state of the run just before."""
     end = time.monotonic() + launcher.TIMEOUT
     delay = rng.uniform(0, 0.05)
     while running.poll() is None and time.monotonic() < end:

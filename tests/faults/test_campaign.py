@@ -1,4 +1,4 @@
-"""A small fault campaign: real trainings killed, resumed, compared to the bit."""
+"""A small fault campaign: real runs killed, resumed and compared bit by bit."""
 
 import json
 import os
@@ -12,8 +12,8 @@ CAMPAIGN = Path(__file__).with_name('campaign.py')
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_and_nothing_is_silent(tmp_path):
-    """A process of its own: forking needs one without threads."""
+def test_a_small_campaign(tmp_path):
+    """In a new process, since forking needs one without threads."""
     numbers = ['--kills', '4', '--corruptions', '40', '--seed', '1']
     command = [sys.executable, str(CAMPAIGN), *numbers, '--out', str(tmp_path / 'out')]
     env = dict(os.environ, OMP_NUM_THREADS='1')

@@ -1,4 +1,4 @@
-"""Real but tiny training runs: photos, tokenizer weights and configs that take seconds."""
+"""Tiny real training runs: photos, tokenizer weights and configs that take seconds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64),
         img_size=64,
-        drop_path_rate=0.2,  # draws random numbers in the model too
+        drop_path_rate=0.2,  # random numbers in the model too
     ),
     head=dict(embed_dims=32, tau=0.5),
     target_generator=dict(
@@ -54,7 +54,7 @@ param_scheduler[0].update(warmup=1, end=4)
 """
 
 VARIANTS = {
-    # 8 iterations an epoch, so that 3 of 4 checkpoints lie inside an epoch.
+    # 8 iterations an epoch, so that 3 of 4 checkpoints are within an epoch.
     'epochs, EMA, k-NN, tau warm-up': PRETRAINING
     + EPOCHS
     + """
@@ -67,7 +67,7 @@ custom_hooks = [
     *where,
 ]
 """,
-    # An odd interval: every second checkpoint lies inside an accumulation.
+    # An odd interval: every second checkpoint is within an accumulation.
     'epochs, gradients of 2 accumulated, bf16': PRETRAINING
     + EPOCHS
     + """
@@ -109,7 +109,7 @@ custom_hooks = [
     dict(type='WhereHook', point='after_saving', priority='LOWEST'),
 ]
 """,
-    # MixUp, averaged weights put in place while validating, the best checkpoint kept.
+    # MixUp, averaged weights swapped in while validating, the best checkpoint kept.
     'classification, EMA, validated every epoch': """
 _base_ = (
     '{root}/configs/classification/mcbeit_vit-tiny-p16_1xb64-bf16-coslr-20e_imagefolder-128px.py'
@@ -156,7 +156,7 @@ custom_hooks = [
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A config; `iters` of training, a checkpoint every `interval`."""
+    """A config with `iters` iterations and a checkpoint every `interval`."""
 
     name: str
     config: Path
@@ -166,7 +166,7 @@ class TinyRun:
 
 
 def make_runs(folder: Path, names: list[str] | None = None) -> list[TinyRun]:
-    """Write photos, classes, tokenizer weights and one config per variant below `folder`."""
+    """Write photos, classes, tokenizer weights and a config for each variant below `folder`."""
     from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Both views normalised, masks left where they are."""
+"""Both views are normalized; masks and cached records are not touched."""
 
 import torch
 from mmpretrain.models.utils import TwoNormDataPreprocessor
@@ -27,9 +27,19 @@ def test_views_equal_those_of_mmpretrain():
 
 
 def test_views_move_as_bytes_and_samples_stay():
-    """On the meta device every tensor that moves is seen, with its type."""
+    """The meta device shows which tensors move, and their types."""
     preprocessor = TwoViewDataPreprocessor(**SETTINGS).to('meta')
     data = batch()
     views, samples = preprocessor.cast_data(list(data.values()))
     assert [(x.device.type, x.dtype) for x in views] == [('meta', torch.uint8)] * 2
     assert samples == data['data_samples'] and samples[0].mask.device.type == 'cpu'
+
+
+def test_cached_records_keep_their_values():
+    data = batch()
+    expected = TwoViewDataPreprocessor(**SETTINGS)(data)['inputs'][0]
+    records = torch.randint(-(2**15), 2**15, (2, 4, 9), dtype=torch.int16)
+    got = TwoViewDataPreprocessor(**SETTINGS)(dict(data, inputs=[data['inputs'][0], records]))
+    assert torch.equal(got['inputs'][0], expected)
+    assert torch.equal(got['inputs'][1], records) and got['inputs'][1].dtype == torch.int16
+    assert got['data_samples'][0] is data['data_samples'][0]

@@ -1,8 +1,9 @@
-"""The benchmark: its sides do the same work, its figures are what they are called."""
+"""The benchmark: all sides do the same work, and its figures are what they are called."""
 
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ def test_ratios_are_taken_within_a_round(module, monkeypatch):
         return speeds[side] * (1 + len(order) // 3)  # the machine slows from round to round
 
     monkeypatch.setattr(measure, 'timed', timed)
-    case = measure.Case('c', lambda side, device: lambda: side, {}, tuple(speeds), 8, flops=False)
+    case = measure.Case(
+        'c', lambda side, device: lambda: side, {}, tuple(speeds), 8, computes=False
+    )
     result = measure.measure(case, 'cpu', 3, None)
     assert order[3:6] == ['plain', 'fast', 'ours']
     assert order[6:9] == ['fast', 'ours', 'plain']
@@ -72,13 +75,14 @@ def test_ratios_are_taken_within_a_round(module, monkeypatch):
     assert result['sides']['ours']['per_second'] == pytest.approx(8 / seconds)
 
 
-def test_flops_are_counted(module):
+def test_flops_are_counted(module, monkeypatch):
     measure = module('measure')
     left, right = torch.randn(3, 5), torch.randn(5, 7)
     assert measure.count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
     own = torch.zeros(3, 7)
     assert measure.count_flops(lambda: own.addmm_(left, right)) == 2 * 3 * 5 * 7
-    assert measure.matmul_rate('cpu', torch.float32) > 1e8
+    monkeypatch.setattr(measure, 'timed', lambda run, device: 0.5)
+    assert measure.matmul_rate('cpu', torch.float32) == 2 * 2048**3 / 0.5
 
 
 RESETS = """
@@ -88,14 +92,14 @@ np.ones(2**27, np.uint8)
 open('/proc/self/clear_refs', 'w').write('5')
 status = open('/proc/self/status').read()
 peak, now = (int(re.search(rf'{key}:\\s+(\\d+) kB', status)[1]) for key in ('VmHWM', 'VmRSS'))
-assert peak < now + 2**16, 'the peak of before is still there'
+assert peak < now + 2**16, 'the earlier peak is still there'
 """
 PEAK = """
 import sys
 import numpy as np
 sys.path.insert(0, 'tools')
 from benchmarks import measure
-np.ones(2**27, np.uint8)  # a peak of before does not count
+np.ones(2**27, np.uint8)  # an earlier peak does not count
 print(measure.peak_memory(lambda: np.ones(2**26, np.uint8), 'cpu'))
 """
 
@@ -108,7 +112,7 @@ def run_fresh(script):
 
 @pytest.fixture(scope='module')
 def tells_peaks():
-    """Whether the system tells a process's peak from a moment on: not all sandboxes do."""
+    """Whether the system can reset a process's peak: not all sandboxes can."""
     return run_fresh(RESETS).returncode == 0
 
 
@@ -122,7 +126,7 @@ def test_memory_is_counted_in_a_fresh_process(tells_peaks):
         assert peak == 'None'
 
 
-def test_a_peak_that_was_not_reset_gives_no_figure(module, monkeypatch):
+def test_without_a_reset_there_is_no_peak(module, monkeypatch):
     measure = module('measure')
     monkeypatch.setattr(measure.Path, 'write_text', lambda *args: None)
     found = dict(VmHWM=2**30, VmRSS=2**20)
@@ -143,24 +147,55 @@ def test_table_says_which_goals_are_met(module):
     assert row[1:5] == ('ours', '1000', '8', '0.50 (0.40-0.60) [goal 0.5: met]')
     assert row[5:7] == ('512', '0.50 [goal 0.1: missed]')
     fact = dict(name='size', value=3, unit='KiB', how='counted')
+    fact = module('measure').Fact(**fact)
     markdown = tables.as_markdown([result], [fact], dict(torch='2.6'))
     assert '| work | plain | 2000 |' in markdown and '- size: 3 KiB (counted)' in markdown
     assert 'torch 2.6' in markdown
-    assert 'size: 3 KiB' in tables.as_text([], [fact])
+    assert '|' not in tables.as_markdown([], [fact], {})
 
 
-def test_script_measures_time_and_memory(tmp_path, tells_peaks):
+@pytest.fixture
+def in_process(module, monkeypatch, capsys):
+    """Run commands of the script in this process; returns their standard output."""
+
+    def run(command, **kwargs):
+        words = [str(word) for word in command if word != sys.executable]
+        monkeypatch.setattr(sys, 'argv', words)
+        capsys.readouterr()
+        runpy.run_path(words[0], run_name='__main__')
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out)
+
+    monkeypatch.setattr(module('measure').subprocess, 'run', run)
+    return run
+
+
+def test_script_measures_time_and_memory(module, in_process, tmp_path, monkeypatch):
+    measure = module('measure')
+    monkeypatch.setattr(measure, 'matmul_rate', lambda device, dtype: 1e11)
+    monkeypatch.setattr(measure, 'peak_memory', lambda run, device: len(peaks))
+    peaks = []
+
+    def peak_of_child(*args):
+        peaks.append(args)
+        return original(*args)
+
+    original = measure.peak_of_child
+    monkeypatch.setattr(measure, 'peak_of_child', peak_of_child)
     files = [tmp_path / name for name in ('a.json', 'a.md')]
-    command = [sys.executable, 'tools/benchmark.py', 'loss', '--quick', '--repeats', '2']
-    command += ['--device', 'cpu', '--json', files[0], '--markdown', files[1]]
-    env = dict(os.environ, PYTHONPATH=str(ROOT))
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    words = [ROOT / 'tools/benchmark.py', 'loss', '--quick', '--repeats', '2', '--device', 'cpu']
+    shown = in_process([*words, '--json', files[0], '--markdown', files[1]]).stdout
     content = json.loads(files[0].read_text())
     (case,) = content['results']
     for found in case['sides'].values():
         assert found['seconds'][1] > 0 and found['gflop'] > 0 and found['share'] > 0
-        assert found['peak'] > 0 if tells_peaks else found['peak'] is None
     assert case['sides']['ours']['gflop'] < case['sides']['plain']['gflop']  # masked rows only
+    assert peaks == [('loss', 0, side, 'cpu', True) for side in ('plain', 'ours')]
+    assert [found['peak'] for found in case['sides'].values()] == [1, 2]
     assert content['environment']['torch'] == torch.__version__
-    assert '| ours |' in files[1].read_text() and 'ours' in result.stdout
+    assert [fact['value'] for fact in content['facts']] == ['0.1']  # TFLOP/s
+    assert '| ours |' in shown and shown == files[1].read_text()
+
+
+def test_script_answers_at_once():
+    command = [sys.executable, ROOT / 'tools/benchmark.py', '--help']
+    assert b'--markdown' in subprocess.run(command, capture_output=True, timeout=10).stdout

@@ -1,10 +1,8 @@
-"""The demo driver: its commands exist, its progress lines are short, a failure is shown."""
+"""The demo: its commands exist, progress is shown, a failure ends all and is explained."""
 
 import importlib.util
 import os
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -15,43 +13,43 @@ from mmengine.config import Config
 def demo():
     spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools/demo.py')
     module = importlib.util.module_from_spec(spec)
-    sys.modules['demo'] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
+def config_of(words):
+    return next(word for word in words[1:] if str(word).endswith('.py'))
+
+
 def test_stages_name_files_that_exist(demo, tmp_path):
-    stages = demo.stages(tmp_path / 'out', tmp_path / 'data', 'fp32')
-    names = 'data tokenizer pretrain evaluate classification segmentation detection report'
-    assert [stage.name for stage in stages] == names.split()
-    for stage in stages:
-        for tool, *words in stage.commands.values():
+    commands = demo.commands(tmp_path / 'out', tmp_path / 'data', 'fp32')
+    assert list(commands) == list(demo.STAGES)
+    for stage in commands.values():
+        for tool, *words in stage.values():
             assert (ROOT / 'tools' / tool).is_file()
-            for word in words:
-                if word.endswith('.py'):
-                    assert Path(word).is_file()
-    assert sum(stage.minutes for stage in stages) <= 13
+            assert all(word.is_file() for word in words if str(word).endswith('.py'))
+    assert sum(minutes for minutes, _ in demo.STAGES.values()) <= 13
 
 
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'detection'])
 def test_transfers_differ_in_the_initial_weights_only(demo, tmp_path, monkeypatch, task):
-    todo = {stage.name: stage for stage in demo.stages(tmp_path, tmp_path / 'data', 'fp32')}
-    commands = todo[task].commands
-    pretrained, scratch = commands['pretrained'], commands['scratch']
-    assert scratch[: len(pretrained) - 1] == pretrained[:-1]  # but for the work dir
+    commands = demo.commands(tmp_path, tmp_path / 'data', 'fp32')
+    pretrained, scratch = commands[task]['pretrained'], commands[task]['scratch']
+    assert scratch[: len(pretrained) - 1] == pretrained[:-1]  # up to the work dir
     assert scratch[len(pretrained) :] == ['--cfg-options', 'model.backbone.init_cfg=None']
-    for key, value in todo[task].env.items():
+    for key, value in demo.environment(task, tmp_path, tmp_path / 'data').items():
         monkeypatch.setenv(key, value)
-    cfg = Config.fromfile(next(word for word in pretrained[1:] if word.endswith('.py')))
+    cfg = Config.fromfile(config_of(pretrained))
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/data/{task}'
-    before = next(w for w in todo['pretrain'].commands[''][1:] if w.endswith('.py'))
-    pretraining = Config.fromfile(before)
+    pretrain, report = commands['pretrain'][''], commands['report']['']
+    pretraining = Config.fromfile(config_of(pretrain))
     weights = cfg.model.backbone.init_cfg.checkpoint
-    assert weights in todo['pretrain'].commands['']  # the work dir of pretraining
+    assert weights in map(str, pretrain)  # the work dir of pretraining
     for key in ('arch', 'img_size', 'layer_scale_init_value'):
         assert cfg.model.backbone[key] == pretraining.model.backbone[key]
-    assert pretrained[-1] in todo['report'].commands['']
-    assert scratch[scratch.index('--work-dir') + 1] in todo['report'].commands['']
+    runs = [words[words.index('--work-dir') + 1] for words in (pretrained, scratch)]
+    assert report[(place := report.index(runs[0])) - 1] == '--transfer'
+    assert report[place : place + 2] == runs
 
 
 @pytest.mark.parametrize(
@@ -64,41 +62,11 @@ def test_bf16_only_where_the_hardware_has_it(demo, tmp_path, monkeypatch, cuda, 
     assert demo.precision(tmp_path / 'cpuinfo') == expected
 
 
-@pytest.mark.parametrize(
-    'line, expected',
-    [
-        (
-            '11/23 - mmengine - INFO - Epoch(train)  [ 7][ 20/31]  lr: 1.0e-03  eta: 0:02:31  '
-            'time: 0.2  loss: 4.5  kl: 0.21  mlm_acc: 0.12',
-            'epoch 7, step 20/31  eta 0:02:31  kl 0.21  mlm_acc 0.12',
-        ),
-        (
-            '11/23 - mmengine - INFO - Epoch(val) [3][7/7]    coco/bbox_mAP: 0.1230  time: 0.1',
-            'validation 7/7  bbox_mAP 0.1230',
-        ),
-        (
-            '11/23 - mmengine - INFO - Iter(train) [ 80/900]  lr: 2e-03  eta: 0:01:00  rec: 0.25',
-            'step 80/900  eta 0:01:00  rec 0.25',
-        ),
-        ('11/23 - mmengine - INFO - Saving checkpoint at 40 epochs', None),
-    ],
-)
-def test_progress_lines(demo, line, expected):
-    assert demo.short(line) == expected
-
-
 def python(tmp_path, name, code):
     """A script as a tool of the demo, by its path from tools/."""
     file = tmp_path / name
     file.write_text(code)
     return [os.path.relpath(file, ROOT / 'tools')]
-
-
-def test_a_failing_stage_shows_its_last_words(demo, tmp_path):
-    commands = {'': ['train.py', str(tmp_path / 'nothing.py')]}
-    stage = demo.Stage('broken', '', commands, 1.0, dict(PYTHONPATH=str(ROOT)))
-    with pytest.raises(SystemExit, match=r"(?s)no config file .*'broken' failed"):
-        demo.run(stage, tmp_path)
 
 
 def test_commands_run_side_by_side_and_share_the_cores(demo, tmp_path, monkeypatch, capsys):
@@ -113,37 +81,45 @@ print(sys.argv[1], 'has', os.environ['OMP_NUM_THREADS'], os.environ['GIVEN'])
 """
     tool = python(tmp_path, 'meet.py', meet)
     commands = {'one': [*tool, 'a', 'b'], 'two': [*tool, 'b', 'a']}
-    demo.run(demo.Stage('meeting', '', commands, 1.0, dict(GIVEN='42')), tmp_path)
+    demo.run('meeting', commands, dict(GIVEN='42'), tmp_path)
     shown = capsys.readouterr().out
     assert 'one: a has 3 42' in shown and 'two: b has 3 42' in shown
     assert (tmp_path / 'meeting-one.log').read_text() == 'a has 3 42\n'
 
 
-def test_one_failure_ends_the_others(demo, tmp_path):
+def test_one_failure_ends_the_others_and_shows_its_last_words(demo, tmp_path):
     wait = python(tmp_path, 'wait.py', 'import time\ntime.sleep(300)')
-    fail = python(tmp_path, 'fail.py', 'raise SystemExit("out of luck")')
-    stage = demo.Stage('pair', '', {'long': wait, 'short': fail}, 1.0)
+    fail = python(tmp_path, 'fail.py', 'print("first")\nraise SystemExit("out of luck")')
     start = time.monotonic()
-    with pytest.raises(SystemExit, match=r"(?s)out of luck.*'pair short' failed.*pair-short.log"):
-        demo.run(stage, tmp_path)
+    with pytest.raises(SystemExit, match=r"(?s)out of luck.*stage 'pair' failed.*pair-short.log"):
+        demo.run('pair', {'long': wait, 'short': fail}, {}, tmp_path)
     assert time.monotonic() - start < 200
+    assert (tmp_path / 'pair-short.log').read_text() == 'first\nout of luck\n'
 
 
-def test_half_a_line_waits_for_its_end(demo, tmp_path):
-    file = tmp_path / 'log'
-    file.write_text('one\ntw')
-    with file.open() as log:
-        assert list(demo._whole_lines(log)) == ['one\n']
-        with file.open('a') as more:
-            more.write('o\n')
-        assert list(demo._whole_lines(log)) == ['two\n']
-
-
-def test_progress_of_two_jobs_is_one_line_of_a_terminal(demo, monkeypatch, capsys):
-    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
-    progress = demo.Progress(['a', 'b'], training=True)
-    progress.tell('a', 'Iter(train) [ 80/900]  loss: 0.5')
-    progress.tell('b', 'Iter(train) [ 70/900]  loss: 0.25')
-    progress.tell('b', 'saving a checkpoint')
-    last = capsys.readouterr().out.split('\r')[-1]
-    assert 'a: step 80/900  loss 0.5' in last and '| b: step 70/900  loss 0.25' in last
+def test_training_shows_its_progress_only(demo, tmp_path, capsys):
+    head = '11/23 - mmengine - \033[37mINFO\033[0m - '
+    lines = [
+        f'{head}Config:',
+        'model = dict(type="MCBEiT")',
+        f'{head}Epoch(train)  [ 7][ 20/31]  lr: 1.0e-03  loss: 4.5',
+        f'{head}Iter(val) [7/7]    mIoU: 0.1230',
+        f'{head}Saving checkpoint at 40 epochs',
+    ]
+    tool = python(tmp_path, 'say.py', f'print({chr(10).join(lines)!r})')
+    for training in (True, False):
+        process = demo.subprocess.Popen(
+            [demo.sys.executable, ROOT / 'tools' / tool[0]],
+            stdout=demo.subprocess.PIPE,
+            text=True,
+        )
+        assert demo.follow(process, 'a', tmp_path / 'log', training) == 0
+        assert (tmp_path / 'log').read_text().splitlines() == lines
+        shown = capsys.readouterr().out.splitlines()
+        if training:
+            assert shown == [
+                '    a: Epoch(train)  [ 7][ 20/31]  lr: 1.0e-03  loss: 4.5',
+                '    a: Iter(val) [7/7]    mIoU: 0.1230',
+            ]
+        else:
+            assert shown == [f'    a: {line}' for line in lines]

@@ -1,4 +1,4 @@
-"""What `make install` does: pinned versions, a torch that is kept, the environment it picks."""
+"""`make install`: pinned versions, a torch that is kept, the choice of the environment."""
 
 import importlib.util
 import runpy
@@ -27,7 +27,7 @@ def constraints(monkeypatch):
 
 
 def interpreter(path, version, has_venv=True):
-    """Write a fake Python that tells its version, makes a venv and records all other calls."""
+    """Write a fake Python that prints its version, makes a venv and records all other calls."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"""#!/bin/bash
 case "$*" in

@@ -1,1 +1,1 @@
-"""What `tools/benchmark.py` compares: a module per topic, and how to measure and to print."""
+"""The topics of `tools/benchmark.py`, a module each, with how they are measured and printed."""

@@ -1,18 +1,16 @@
-"""Photographs -> batches of two views and masks: Pillow's ways against the pretraining pipeline.
+"""Photographs -> batches of two views and masks: Pillow against the pretraining pipeline.
 
 One core, 500 x 375 photographs as JPEG of quality 90. All sides draw the same flips, crops and
 masks:
     plain        the steps of an OpenMMLab pipeline, decoding and resizing by Pillow
-    torchvision  Pillow images throughout, normalised floats at the end, as the authors' data set
+    torchvision  Pillow images throughout, normalized floats at the end, as the authors' data set
     bare Pillow  the same, but 8-bit pixels at the end, as ours
     ours         the data set of the pretraining config
-and 4000 x 3000 photographs, where a side more decodes JPEGs at a part of their size:
+and 4000 x 3000 photographs, where another side decodes JPEGs at a part of their size:
     ours, scaled  the data set of the photo config; crops of the same distribution, other draws
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import cycle, islice
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
-from benchmarks import scaled_decoding
-from benchmarks.measure import Case, Fact
+from benchmarks.differences import SCALED, scaled_facts, scaled_steps, summary
+from benchmarks.measure import ROOT, Case, Fact
 from benchmarks.photos import SEED, photo_folder, photo_paths
 from mcbeit_mm.datasets.images import read_image
 from mcbeit_mm.datasets.seeded_data import SAMPLES, SeededDataset, seed_generators
@@ -40,41 +38,38 @@ Views = tuple[Image.Image, Image.Image]
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """The pipeline, and the two parts that cost most."""
+    """The pipeline, and its two most expensive parts."""
     small, large = (4 if quick else 32, 1), (1 if quick else 4, LARGE)
     two, four = ('bare Pillow', 'ours'), ('plain', 'torchvision', 'bare Pillow', 'ours')
     scaled = (*two, 'ours, scaled', 'ours, scaled for 128 px')
     parts = [
-        ('pipeline', 'data, 500x375 JPEG to two views and a mask', four, 0.5, small),
-        ('decode', 'data, decoding alone', two, None, small),
-        ('views', 'data, flip, crop and both resizings alone', two, None, small),
-        ('pipeline', 'data, 12-megapixel JPEG to two views and a mask', scaled[:3], None, large),
-        ('decode', 'data, 12-megapixel JPEG, decoding alone', scaled, None, large),
+        (build_pipeline, 'data, 500x375 JPEG to two views and a mask', four, 0.5, small),
+        (build_decode, 'data, decoding alone', two, None, small),
+        (build_views, 'data, flip, crop and both resizings alone', two, None, small),
+        (
+            build_pipeline,
+            'data, 12-megapixel JPEG to two views and a mask',
+            scaled[:3],
+            None,
+            large,
+        ),
+        (build_decode, 'data, 12-megapixel JPEG, decoding alone', scaled, None, large),
     ]
     return [
-        Case(
-            name,
-            build,
-            dict(part=part, count=count, tiles=tiles),
-            sides=sides,
-            items=count,
-            goal=goal,
-            flops=False,
-            memory=False,
-        )
-        for part, name, sides, goal, (count, tiles) in parts
+        Case(name, build, dict(count=count, tiles=tiles), sides, count, goal, computes=False)
+        for build, name, sides, goal, (count, tiles) in parts
     ]
 
 
 def facts(device: str, quick: bool) -> list[Fact]:
-    """How far the views lie from Pillow's, in levels of 256."""
-    count = 4 if quick else 56
+    """Differences of the views from Pillow's, and what decoding at a part of the size changes."""
+    count, (large, crops) = (4, (1, 2)) if quick else (56, (4, 50))
     folder = photo_folder(count)
-    ours = views_of(pipeline(folder), count)
-    paths = photo_paths(folder)
-    samples = [pillow_sample(path, place) for place, path in enumerate(paths)]
+    paths, ours = photo_paths(folder), views_of(pipeline(folder), count)
     others = {
-        'Pillow as installed': [as_pixels(views) for views, _ in samples],
+        'Pillow as installed': [
+            as_pixels(pillow_sample(path, place)[0]) for place, path in enumerate(paths)
+        ],
         'Pillow, rows before columns': views_of(pipeline(folder, backend='pillow'), count),
     }
     found = []
@@ -82,69 +77,70 @@ def facts(device: str, quick: bool) -> list[Fact]:
         for index, size in enumerate(('224, bicubic', '112, Lanczos')):
             pairs = zip(ours, views, strict=True)
             gaps = torch.stack([(a[index].int() - b[index].int()).abs() for a, b in pairs])
-            how = f'{size}; {name}; {count} photos, same draws'
-            found.append(
-                Fact('data, largest difference of a pixel', gaps.max().item(), 'levels', how)
-            )
-            found.append(
-                Fact('data, mean difference', round(gaps.float().mean().item(), 4), 'levels', how)
-            )
-    size = np.mean([path.stat().st_size for path in paths]) / 1024
-    found.append(Fact('data, size of a photo', round(float(size), 1), 'KiB', f'{count} photos'))
-    count, crops = (1, 2) if quick else (4, 50)
-    return found + scaled_decoding.facts(photo_folder(count, LARGE), crops)
+            how = f'{name}; {count} photos, same draws'
+            found.append(summary(f'difference from Pillow, {size}', gaps.numpy(), how))
+    size = round(np.mean([path.stat().st_size for path in paths]) / 1024, 1)
+    found.append(Fact('data, size of a photo', float(size), 'KiB', f'{count} photos'))
+    return found + scaled_facts(photo_folder(large, LARGE), crops)
 
 
-def build(side: str, device: str, part: str, count: int, tiles: int) -> Run:
-    """One repetition is a pass over `count` photos; `device` plays no part."""
-    folder = photo_folder(count, tiles)
-    parts = dict(pipeline=build_pipeline, decode=build_decode, views=build_views)
-    run = parts[part](side, folder, count)
+def on_one_core(build: Callable[..., Run]) -> Callable[..., Run]:
+    """Let what a builder returns run as in a DataLoader's worker."""
 
-    def on_one_core() -> object:
-        with one_thread():
-            return run()
+    def build_single(side: str, device: str, count: int, tiles: int) -> Run:
+        run = build(side, photo_folder(count, tiles), count)
 
-    return on_one_core
+        def single() -> object:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return run()
+            finally:
+                torch.set_num_threads(threads)
+
+        return single
+
+    return build_single
 
 
+@on_one_core
 def build_pipeline(side: str, folder: Path, count: int) -> Run:
-    if side in ('plain', 'ours', 'ours, scaled'):
-        config = scaled_decoding.CONFIGS[224] if side == 'ours, scaled' else CONFIG
-        dataset = plain_pipeline(folder) if side == 'plain' else pipeline(folder, config)
-        return lambda: default_collate([dataset[place, (0, place)] for place in range(count)])
-    paths, to_tensors = photo_paths(folder), as_pixels if side == 'bare Pillow' else as_floats
-    return lambda: pillow_batch(paths, to_tensors)
+    if side in ('torchvision', 'bare Pillow'):
+        paths, to_tensors = photo_paths(folder), as_pixels if side == 'bare Pillow' else as_floats
+        return lambda: pillow_batch(paths, to_tensors)
+    if side == 'plain':
+        dataset = plain_pipeline(folder)
+    else:
+        dataset = pipeline(folder, CONFIG if side == 'ours' else SCALED[224])
+    return lambda: default_collate([dataset[place, (0, place)] for place in range(count)])
 
 
+@on_one_core
 def build_decode(side: str, folder: Path, count: int) -> Run:
     paths = photo_paths(folder)
     if side == 'bare Pillow':
         return lambda: [Image.open(path).convert('RGB').size for path in paths]
     enough = None
     if 'scaled' in side:
-        enough = scaled_decoding.steps(128 if '128' in side else 224)[0].enough_pixels
+        enough = scaled_steps(128 if '128' in side else 224)[0].enough_pixels
     return lambda: [read_image(p.read_bytes(), enough_pixels=enough).shape for p in paths]
 
 
+@on_one_core
 def build_views(side: str, folder: Path, count: int) -> Run:
     images = [Image.open(path).convert('RGB') for path in photo_paths(folder)]
-    flips = list(islice(cycle((False, True)), count))
     if side == 'bare Pillow':
-        pairs = list(zip(images, flips, strict=True))
-        return lambda: [pillow_views(image, flip) for image, flip in pairs]
+        return lambda: [pillow_views(image, bool(i % 2)) for i, image in enumerate(images)]
     transform = TwoViewRandomResizedCrop()
     arrays = [np.array(image) for image in images]
-    arrays = [np.flip(a, 1) if flip else a for a, flip in zip(arrays, flips, strict=True)]
+    arrays = [np.flip(array, 1) if i % 2 else array for i, array in enumerate(arrays)]
     return lambda: [transform(dict(img=array))['img'] for array in arrays]
 
 
 def pillow_batch(paths: list[Path], to_tensors: Callable[[Views], list[Tensor]]) -> list[Tensor]:
-    samples = []
-    for place, path in enumerate(paths):
-        views, mask = pillow_sample(path, place)
-        samples.append([*to_tensors(views), torch.from_numpy(mask)])
-    return [torch.stack(tensors) for tensors in zip(*samples, strict=True)]
+    samples = [pillow_sample(path, place) for place, path in enumerate(paths)]
+    tensors = [[*to_tensors(views), torch.from_numpy(mask)] for views, mask in samples]
+    return [torch.stack(column) for column in zip(*tensors, strict=True)]
 
 
 def as_floats(views: Views) -> list[Tensor]:
@@ -171,39 +167,27 @@ def pillow_views(image: Image.Image, flip: bool) -> Views:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
     crop = image.crop((left, top, left + width, top + height))
-    return (
-        crop.resize((224, 224), Image.Resampling.BICUBIC),
-        crop.resize((112, 112), Image.Resampling.LANCZOS),
-    )
+    kinds = Image.Resampling
+    return crop.resize((224, 224), kinds.BICUBIC), crop.resize((112, 112), kinds.LANCZOS)
 
 
 def pipeline(folder: Path, config: str = CONFIG, **settings) -> SeededDataset:
-    """The data set of a pretraining config; `settings` are of its two-view crop."""
-    config = Config.fromfile(Path(__file__).parents[2] / config).train_dataloader.dataset
-    config.data_root = str(folder)
-    for step in config.pipeline:
+    """The data set of a pretraining config, its two-view crop with other `settings`."""
+    data = Config.fromfile(ROOT / config).train_dataloader.dataset
+    data.data_root = str(folder)
+    for step in data.pipeline:
         if step.type == 'TwoViewRandomResizedCrop':
             step.update(settings)
-    return SeededDataset(DATASETS.build(dict(config, _scope_='mmpretrain')), SEED)
+    return SeededDataset(DATASETS.build(dict(data, _scope_='mmpretrain')), SEED)
 
 
 def plain_pipeline(folder: Path) -> SeededDataset:
-    steps = [
-        dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-        dict(type='RandomFlip', prob=0.5),
-        arrays_of_views,
-        dict(type='RandomPatchMask', grid_size=14, mask_ratio=0.75),
-        dict(type='PackInputs'),
-    ]
-    dataset = dict(
-        type='CustomDataset',
-        data_root=str(folder),
-        data_prefix='train',
-        with_label=False,
-        pipeline=steps,
-        _scope_='mmpretrain',
-    )
-    return SeededDataset(DATASETS.build(dataset), SEED)
+    """The same data set with Pillow's decoding and resizing."""
+    data = Config.fromfile(ROOT / CONFIG).train_dataloader.dataset
+    load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
+    _, flip, _, *rest = data.pipeline
+    data = dict(data, data_root=str(folder), pipeline=[load, flip, arrays_of_views, *rest])
+    return SeededDataset(DATASETS.build(dict(data, _scope_='mmpretrain')), SEED)
 
 
 def arrays_of_views(results: dict) -> dict:
@@ -215,14 +199,3 @@ def views_of(dataset: SeededDataset, count: int) -> list[list[Tensor]]:
     """Both views of each photo, in RGB."""
     samples = (dataset[place, (0, place)] for place in range(count))
     return [[view.flip(0) for view in sample['inputs']] for sample in samples]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a DataLoader's worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

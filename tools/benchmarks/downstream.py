@@ -1,39 +1,37 @@
-"""The transfer backbones: authors' way of attention and position bias against ours."""
+"""The transfer backbones: the authors' attention and position bias against ours."""
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from benchmarks.measure import Case
-from benchmarks.plain_step import ROOT, TINY, PlainAttention
+from benchmarks.measure import ROOT, Case
+from benchmarks.plain_step import TINY, PlainAttention
 
 MODEL_FILES = {
     'segmentation': 'configs/_base_/models/upernet_mcbeit_vit-base-p16.py',
     'detection': 'configs/_base_/models/mask-rcnn_mcbeit-vit-base-p16_fpn.py',
 }
+SIZES = dict(segmentation=512, detection=1024)
 
 
 def cases(device: str, quick: bool) -> list[Case]:
     """Training (forward, backward) and inference of the ViT-B backbones at their configs' sizes."""
+    batch = 2 if device == 'cuda' else 1
+    common = dict(
+        items=batch,
+        rounds=2 if device == 'cpu' else None,  # seconds each
+        dtype=torch.bfloat16 if device == 'cuda' else torch.float32,
+    )
     found = []
-    for task, size in dict(segmentation=512, detection=1024).items():
+    for (task, size), train in product(SIZES.items(), (True, False)):
         size = size // 4 if quick else size
-        for train in (True, False):
-            batch = 2 if device == 'cuda' else 1
-            mode = 'training' if train else 'inference'
-            found.append(
-                Case(
-                    f'{task} backbone, {mode}, B={batch}, {size} px',
-                    build,
-                    dict(task=task, size=size, train=train, batch=batch, quick=quick),
-                    items=batch,
-                    rounds=2 if device == 'cpu' else None,  # seconds each
-                    dtype=torch.bfloat16 if device == 'cuda' else torch.float32,
-                )
-            )
+        name = f'{task} backbone, {"training" if train else "inference"}, B={batch}, {size} px'
+        settings = dict(task=task, size=size, train=train, batch=batch, quick=quick)
+        found.append(Case(name, build, settings, **common))
     return found
 
 
@@ -56,10 +54,8 @@ def build(
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with (
-            torch.set_grad_enabled(train),
-            torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'),
-        ):
+        half = torch.autocast(device, torch.bfloat16, enabled=device == 'cuda')
+        with torch.set_grad_enabled(train), half:
             total = sum(x.float().square().mean() for x in model(images))
         if train:
             total.backward()

@@ -1,16 +1,13 @@
-"""Time until the package is there, and until a script answers."""
+"""Import time of the package and start-up time of a script."""
 
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-from benchmarks.measure import Case, Fact
+from benchmarks.measure import ROOT, Case, Fact, timed
 
-ROOT = Path(__file__).parents[2]
 CODE = {
     'plain': 'import torch, mmengine.runner, mmpretrain.models, mmpretrain.datasets',
     'ours': 'import mcbeit_mm',
@@ -18,34 +15,25 @@ CODE = {
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """The package against the libraries that it stands on."""
-    return [Case('import', build, {}, items=1, unit='imports', flops=False, memory=False)]
+    """The package against the libraries that it builds on."""
+    return [Case('import', build, {}, computes=False)]
 
 
 def build(side: str, device: str) -> Callable[[], None]:
     """Start Python and import."""
-    return lambda: started('-c', CODE[side])
+    return lambda: python('-c', CODE[side])
 
 
 def facts(device: str, quick: bool) -> list[Fact]:
-    """The help of the training script, which should not wait for torch."""
-    seconds = []
-    for _ in range(2 if quick else 6):  # the first warms up
-        start = time.perf_counter()
-        started('tools/train.py', '--help')
-        seconds.append(time.perf_counter() - start)
-    value = round(statistics.median(seconds[1:]), 3)
+    """Time of the training script's --help, which should not import torch."""
+    times = [timed(lambda: python('tools/train.py', '--help'), 'cpu') for _ in range(6)]
+    value = round(statistics.median(times[1:]), 3)  # the first warms up
     return [Fact('python tools/train.py --help', value, 's', 'median of 5; goal 2')]
 
 
-def started(*arguments: str) -> None:
+def python(*arguments: str) -> None:
     """Run Python in the repository."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
-    subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
+    env = dict(os.environ, PYTHONPATH=path)
+    command = [sys.executable, *arguments]
+    subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True)

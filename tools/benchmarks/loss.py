@@ -14,18 +14,19 @@ TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Time at a batch that a machine likes, memory at one where it counts."""
-    grid, vocab_size, dims = (4, 64, 32) if quick else (14, 8192, 768)
+    """Time at a batch size that suits the machine, memory at a large one."""
+    sizes = (
+        dict(grid=4, vocab_size=64, dims=32) if quick else dict(grid=14, vocab_size=8192, dims=768)
+    )
     kinds = ('fp32', 'bf16') if fast_bf16(device) else ('fp32',)
     batches = [(kind, 128 if device == 'cuda' else 8) for kind in kinds]
     if quick:
         batches = [('fp32', 2)]
     elif device == 'cpu':
         batches.append(('fp32', 64))
-    sizes = dict(grid=grid, vocab_size=vocab_size, dims=dims)
     return [
         Case(
-            f'loss, B={batch} N={grid**2} V={vocab_size}, {kind}',
+            f'loss, B={batch} N={sizes["grid"] ** 2} V={sizes["vocab_size"]}, {kind}',
             build,
             dict(batch=batch, kind=kind, **sizes),
             items=batch,
@@ -41,25 +42,21 @@ def cases(device: str, quick: bool) -> list[Case]:
 def build(
     side: str, device: str, batch: int, kind: str, grid: int, vocab_size: int, dims: int
 ) -> Callable[[], Tensor]:
-    """Forward and backward to the features and the layer; half precision by autocast."""
+    """Forward and backward to features and layer; half precision by autocast."""
     torch.manual_seed(0)
-    patches, masked = grid**2, int(0.75 * grid**2)
-    feats = torch.randn(batch, patches, dims, device=device, requires_grad=True)
+    plain = side == 'plain'
+    feats = torch.randn(batch, grid**2, dims, device=device, requires_grad=True)
     weight = (torch.randn(vocab_size, dims, device=device) * 0.02).requires_grad_()
     bias = torch.zeros(vocab_size, device=device, requires_grad=True)
     token_logits = 4 * torch.randn(batch, vocab_size, grid, grid, device=device)
-    # Tokenizers give what their memory format is; on the CPU the loss finds the masked patches.
-    token_logits = token_logits.to(
-        memory_format=torch.contiguous_format if side == 'plain' else torch.channels_last
-    )
-    mask = torch.rand(batch, patches).argsort(1) < masked
-    if side == 'plain':
-        mask = mask.to(device)
-    loss_of = plain_loss if side == 'plain' else multi_choice_loss
+    if not plain:  # as the tokenizers return them
+        token_logits = token_logits.to(memory_format=torch.channels_last)
+    mask = torch.rand(batch, grid**2).argsort(1) < int(0.75 * grid**2)
+    mask = mask.to(device) if plain else mask
+    loss_of = plain_loss if plain else multi_choice_loss
 
     def run() -> Tensor:
-        for x in (feats, weight, bias):
-            x.grad = None
+        feats.grad = weight.grad = bias.grad = None
         with torch.autocast(device, TYPES[kind], enabled=kind != 'fp32'):
             loss = loss_of(feats, weight, bias, token_logits, mask)
         loss.backward()

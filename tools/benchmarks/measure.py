@@ -1,12 +1,14 @@
-"""Measuring several ways to do the same work side by side: time, peak memory, FLOPs.
+"""Time, peak memory and FLOPs of several ways to do the same work, side by side.
 
-All ways run in one process, once per round, in an order that rotates from round to round, so that
-a slow moment of the machine hits them alike. What counts is the ratio within a round.
+All sides run in one process, once per round, in an order that rotates from round to round, so that
+a slow moment of the machine affects them alike. What counts is the ratio within a round.
+`torch.utils.benchmark.Timer` would run each side three times per round.
 """
 
 import gc
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -20,12 +22,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 2**20
-SCRIPT = Path(__file__).parents[1] / 'benchmark.py'
+ROOT = Path(__file__).parents[2]
 CPU = Path('/proc/cpuinfo')
 
 
 class Case(NamedTuple):
-    """A row of the table: one piece of work and the ways (`sides`) to do it.
+    """One piece of work and the ways (`sides`) to do it.
 
     `build(side, device, **settings)` returns a callable that does it once. Ratios are relative to
     the first side; `goal` and `memory_goal` are upper bounds for the last one's.
@@ -36,17 +38,15 @@ class Case(NamedTuple):
     settings: dict
     sides: tuple[str, ...] = ('plain', 'ours')
     items: int = 1
-    unit: str = 'images'
     goal: float | None = None
     memory_goal: float | None = None
-    flops: bool = True
+    computes: bool = True  # FLOPs and memory are counted
     dtype: torch.dtype = torch.float32  # of its matrix products
-    memory: bool = True
     rounds: int | None = None  # at most
 
 
 class Fact(NamedTuple):
-    """Something measured beside the times."""
+    """A figure other than a time."""
 
     name: str
     value: float | str
@@ -55,11 +55,10 @@ class Fact(NamedTuple):
 
 
 def measure(case: Case, device: str, repeats: int, rate: float | None) -> dict:
-    """Time all sides of a case.
+    """Time all sides of a case in `repeats` rounds, after one to warm up.
 
     Args:
-        repeats: rounds, after one to warm up.
-        rate: matrix products' FLOP/s in the case's type, see `matmul_rate`.
+        rate: FLOP/s of matrix products in the case's type, see `matmul_rate`.
 
     Returns:
         Per side: `seconds` and `ratio` as [lower quartile, median, upper quartile], `per_second`,
@@ -77,30 +76,22 @@ def measure(case: Case, device: str, repeats: int, rate: float | None) -> dict:
     for side, run in runs.items():
         seconds = quartiles([times[side] for times in rounds])
         ratio = quartiles([times[side] / times[case.sides[0]] for times in rounds])
-        result = dict(seconds=seconds, ratio=ratio, per_second=case.items / seconds[1])
-        if case.flops:
+        sides[side] = dict(seconds=seconds, ratio=ratio, per_second=case.items / seconds[1])
+        if case.computes:
             flops = count_flops(run)
-            result |= dict(gflop=flops / 1e9)
-            if rate:
-                result['share'] = flops / seconds[1] / rate
-        sides[side] = result
-    return dict(
-        name=case.name,
-        unit=case.unit,
-        goal=case.goal,
-        memory_goal=case.memory_goal,
-        settings=case.settings,
-        sides=sides,
-    )
+            sides[side] |= dict(gflop=flops / 1e9, share=flops / seconds[1] / rate)
+    goals = dict(goal=case.goal, memory_goal=case.memory_goal)
+    return dict(name=case.name, settings=case.settings, sides=sides, **goals)
 
 
 def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds of one repetition, the device's work included."""
+    """Seconds of one repetition, including the device's work."""
     gc.collect()
-    synchronize(device)
+    synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    synchronize()
     start = time.perf_counter()
     run()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -113,7 +104,11 @@ def quartiles(values: list[float]) -> list[float]:
 
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products, convolutions and attentions of one repetition."""
-    in_place = {torch.ops.aten.addmm_: _addmm_flops}  # torch leaves it out
+
+    def addmm_flops(own: torch.Size, left: torch.Size, right: torch.Size, **kwargs) -> int:
+        return 2 * left.numel() * right[1]
+
+    in_place = {torch.ops.aten.addmm_: addmm_flops}  # missing in torch
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
     # The counter does not see into compiled code.
     with torch.compiler.set_stance('force_eager'), counter:
@@ -121,18 +116,14 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _addmm_flops(own: torch.Size, left: torch.Size, right: torch.Size, **kwargs) -> int:
-    return 2 * left.numel() * right[1]
-
-
 def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 is multiplied in hardware: other CPUs take 20 times the time of fp32."""
+    """Whether the hardware multiplies bfloat16: other CPUs take 20 times the time of fp32."""
     known = CPU.read_text() if device == 'cpu' and CPU.exists() else ''
     return device != 'cpu' or 'amx_bf16' in known or 'avx512_bf16' in known
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """The most FLOP/s of a square matrix product, over two sizes and five repetitions of each."""
+    """Highest FLOP/s of a square matrix product, over two sizes and five repetitions of each."""
     best = 0.0
     for size in (4096, 8192) if device == 'cuda' else (1024, 2048):
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -142,11 +133,10 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def peak_memory(run: Callable[[], object], device: str) -> int | None:
-    """Bytes that one repetition takes beyond what is held before it.
+    """Bytes that one repetition allocates beyond what was allocated before.
 
-    On a CPU it is the growth of the process, which must be fresh: memory that it has freed and
-    kept, or gives back meanwhile, would hide what the repetition takes. None where the system does
-    not tell.
+    On a CPU it is the growth of the process, which must be fresh: memory that it has freed but
+    kept would hide what the repetition allocates. None where the system does not tell.
     """
     gc.collect()
     if device == 'cuda':
@@ -167,25 +157,27 @@ def peak_memory(run: Callable[[], object], device: str) -> int | None:
         return None
 
 
+def _status(field: str) -> int:
+    found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
+    if not found:
+        raise OSError(f'/proc/self/status has no {field}')
+    return int(found[1]) * 1024
+
+
 def peak_of_child(topic: str, case: int, side: str, device: str, quick: bool) -> int | None:
     """`peak_memory` of a side in a process of its own."""
-    command = [sys.executable, str(SCRIPT), topic, '--device', device, '--child', str(case), side]
-    result = subprocess.run(
-        command + ['--quick'] * quick, stdout=subprocess.PIPE, text=True, check=True
-    )
+    words = [ROOT / 'tools/benchmark.py', topic, '--device', device, '--child', str(case), side]
+    command = [sys.executable, *words, *(['--quick'] if quick else [])]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def environment(device: str) -> dict:
-    """Where the figures come from."""
-    processor = platform.processor() or platform.machine()
-    if CPU.exists():
-        lines = CPU.read_text().splitlines()
-        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-        processor = names[0] if names else processor
+    """Date, hardware and versions."""
+    names = re.findall(r'model name\s*: (.+)', CPU.read_text() if CPU.exists() else '')
     found = dict(
         date=date.today().isoformat(),
-        processor=processor,
+        processor=names[0] if names else platform.machine(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -193,15 +185,3 @@ def environment(device: str) -> dict:
     if device == 'cuda':
         found |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
     return found
-
-
-def synchronize(device: str) -> None:
-    if device == 'cuda':
-        torch.cuda.synchronize()
-
-
-def _status(field: str) -> int:
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(f'{field}:'):
-            return int(line.split()[1]) * 1024
-    raise OSError(f'/proc/self/status has no {field}')

@@ -23,7 +23,7 @@ def photo_folder(count: int, tiles: int = 1) -> Path:
     """A data_root with `count` photos below train/, deleted when the process ends.
 
     Each is a mosaic of `tiles` x `tiles` pieces of 500 x 375 pixels, none of them resized: bundled
-    photographs are small, and enlarged ones would have no detail of the size of a pixel.
+    photographs are small, and enlarged ones have no detail at the scale of a pixel.
     """
     return Path(_folder(count, tiles).name)
 
@@ -34,22 +34,19 @@ def photo_paths(folder: Path) -> list[Path]:
 
 @cache
 def _folder(count: int, tiles: int) -> TemporaryDirectory:
-    sources, rng = [], np.random.default_rng(SEED)
-    for package, names in PHOTOS.items():
-        root = Path(require(package).__file__).parent
-        sources += [Image.open(root / name).convert('RGB') for name in names]
-    sources = cycle(sources)
+    rng = np.random.default_rng(SEED)
+    roots = {package: Path(require(package).__file__).parent for package in PHOTOS}
+    files = [roots[package] / name for package, names in PHOTOS.items() for name in names]
+    sources = cycle([Image.open(file).convert('RGB') for file in files])
     folder = TemporaryDirectory(prefix='mcbeit_photos_')
     (Path(folder.name) / 'train').mkdir()
     for number in range(count):
         photo = Image.new('RGB', (tiles * WIDTH, tiles * HEIGHT))
         for row, column in np.ndindex(tiles, tiles):
-            photo.paste(_piece(next(sources), rng), (column * WIDTH, row * HEIGHT))
+            source = next(sources)
+            left = int(rng.integers(source.width - WIDTH + 1))
+            top = int(rng.integers(source.height - HEIGHT + 1))
+            piece = source.crop((left, top, left + WIDTH, top + HEIGHT))
+            photo.paste(piece, (column * WIDTH, row * HEIGHT))
         photo.save(Path(folder.name) / 'train' / f'{number:04}.jpg', quality=QUALITY)
     return folder
-
-
-def _piece(source: Image.Image, rng: np.random.Generator) -> Image.Image:
-    left = int(rng.integers(source.width - WIDTH + 1))
-    top = int(rng.integers(source.height - HEIGHT + 1))
-    return source.crop((left, top, left + WIDTH, top + HEIGHT))

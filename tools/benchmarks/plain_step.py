@@ -1,4 +1,4 @@
-"""The pretraining step without any of this toolkit's short cuts, and mmpretrain's BEiT v1."""
+"""The pretraining step without this toolkit's optimizations, and mmpretrain's BEiT v1."""
 
 import copy
 from pathlib import Path
@@ -11,15 +11,14 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.loss import plain_loss
-from mcbeit_mm.cached_targets.cache import MANIFEST, CachePlan
-from mcbeit_mm.cached_targets.records import RecordFormat, encode
+from benchmarks.measure import ROOT
+from mcbeit_mm.cached_targets.cache import Header, encode
 from mcbeit_mm.cached_targets.tokenizer import CachedTokenizer
 from mcbeit_mm.layers.attention import BandedBias, offset_bias
 from mcbeit_mm.layers.blocks import BiasedAttention
 from mcbeit_mm.mcbeit import MCBEiT
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
-ROOT = Path(__file__).parents[2]
 TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
 
@@ -61,12 +60,12 @@ class PlainMCBEiT(MCBEiT):
     """The equations one after the other, for all tokens."""
 
     def loss(self, inputs: list[Tensor], data_samples: list) -> dict[str, Tensor]:
-        """As MCBEiT, without the metrics beside the loss."""
+        """As MCBEiT, without metrics."""
         mask = torch.stack([sample.mask for sample in data_samples]).flatten(1)
+        mask = mask.to(inputs[0].device)
         token_logits = self.tokenizer(inputs[1])
-        feats = self.backbone(inputs[0], mask.to(inputs[0].device))[-1][:, 1:]
+        feats = self.backbone(inputs[0], mask)[-1][:, 1:]
         layer = self.head.lm_head
-        mask = mask.to(feats.device)
         return dict(loss=plain_loss(feats, layer.weight, layer.bias, token_logits, mask))
 
 
@@ -78,7 +77,7 @@ def sizes_of_tokenizer(quick: bool) -> dict:
 
 
 def mcbeit(side: str, quick: bool) -> MCBEiT:
-    """The model of the config with a tokenizer of random weights; `side` says how it computes."""
+    """The config's model with a tokenizer of random weights, computing as `side` says."""
     config = Config.fromfile(ROOT / 'configs/_base_/models/mcbeit_vit-base-p16.py').model
     plain = side == 'plain'
     tokenizer = (PlainTokenizer if plain else GumbelVQGANTokenizer)(**sizes_of_tokenizer(quick))
@@ -102,21 +101,17 @@ def mcbeit(side: str, quick: bool) -> MCBEiT:
 
 
 def cache_targets(model: MCBEiT, views: Tensor, quick: bool) -> Tensor:
-    """Put a cache in the place of the model's tokenizer; its records of these views.
-
-    Of 256 codes of 8192, or where that would change the loss (`quick`) of all. Reading them from
-    disk is work of the data loader.
+    """Replace the model's tokenizer by a cache of 256 codes, or of all (`quick`: the same loss);
+    return the records of these views. Reading them from disk is the data loader's work.
     """
     tokenizer = model.tokenizer
     grid = tuple(side // tokenizer.stride for side in views.shape[2:])
-    codes = tokenizer.vocab_size
-    kept = (codes, 4.0, 'float32') if quick else (256, 4.0, 'float16')
-    record = RecordFormat(codes, grid, *kept)
+    vocab_size, tau = tokenizer.vocab_size, 4.0
+    k = vocab_size if quick else 256
     with TemporaryDirectory() as folder:
-        plan = CachePlan(record, 0, 1, 0, 1, tokenizer.stride, {}, {})
-        Path(folder, MANIFEST).write_text(plan.as_json())
+        Header(vocab_size, tokenizer.stride, grid, k, tau, 0, 1, 0, {}, {}).write(folder)
         model._tokenizer[0] = CachedTokenizer(folder).to(views.device)
-    return encode(tokenizer(views), record)
+    return encode(tokenizer(views), k, tau)
 
 
 def beit_v1() -> torch.nn.Module:

@@ -12,11 +12,12 @@ from benchmarks.plain_step import beit_v1, cache_targets, mcbeit
 
 def cases(device: str, quick: bool) -> list[Case]:
     """On CUDA the student runs under bf16 autocast."""
-    batch = 2 if quick else 128 if device == 'cuda' else 4
+    cuda = device == 'cuda'
+    batch = 2 if quick else 128 if cuda else 4
     sides = ('plain', 'mmpretrain BEiT v1', 'ours, cached targets', 'ours')
     if quick:
         sides = (sides[0], *sides[2:])
-    if device == 'cuda' and not quick:
+    elif cuda:
         sides = (*sides, 'ours without bias', 'ours, half tokenizer, compiled')
     return [
         Case(
@@ -25,14 +26,14 @@ def cases(device: str, quick: bool) -> list[Case]:
             dict(batch=batch, quick=quick),
             sides=sides,
             items=batch,
-            goal=0.5 if device == 'cuda' else 0.88,
-            dtype=torch.bfloat16 if device == 'cuda' else torch.float32,
+            goal=0.5 if cuda else 0.88,
+            dtype=torch.bfloat16 if cuda else torch.float32,
         )
     ]
 
 
 def build(side: str, device: str, batch: int, quick: bool) -> Callable[[], Tensor]:
-    """One step on fixed random inputs; the optimizer is the config's."""
+    """One step on fixed random inputs with the config's optimizer."""
     torch.manual_seed(0)
     model = (beit_v1() if 'BEiT v1' in side else mcbeit(side, quick)).to(device).train()
     settings = dict(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05)
@@ -45,8 +46,7 @@ def build(side: str, device: str, batch: int, quick: bool) -> Callable[[], Tenso
     if 'cached' in side:
         inputs[1] = cache_targets(model, inputs[1], quick)
     masks = (torch.rand(batch, 196).argsort(1) < 147).view(batch, 14, 14)
-    if 'BEiT v1' in side:
-        masks = masks.to(device)
+    masks = masks.to(device) if 'BEiT v1' in side else masks
     samples = [DataSample(mask=mask) for mask in masks]
 
     def run() -> Tensor:

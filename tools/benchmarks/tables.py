@@ -1,35 +1,44 @@
-"""Results as text: columns for the terminal, or a table in Markdown."""
+"""Results as a table in Markdown."""
 
-from benchmarks.measure import MIB
+from benchmarks.measure import MIB, Fact
 
 HEAD = ('case', 'side', 'ms', 'per s', 'time ratio', 'MiB', 'memory ratio', 'GFLOP', '% of matmul')
 
 
+def as_markdown(results: list[dict], facts: list[Fact], environment: dict) -> str:
+    """Environment, a row per side, and the facts as a list."""
+    lines = [', '.join(f'{name} {value}' for name, value in environment.items()), '']
+    if results:
+        rows = [HEAD, ('---',) * len(HEAD), *rows_of(results)]
+        lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
+        lines.append('')
+    lines += [f'- {fact.name}: {fact.value} {fact.unit} ({fact.how})' for fact in facts]
+    return '\n'.join(lines) + '\n'
+
+
 def rows_of(results: list[dict]) -> list[tuple[str, ...]]:
-    """A row per side: medians, quartiles of the ratio, what the goals say of the last side."""
+    """A row per side: medians, quartiles of the ratio, and whether the last side meets goals."""
     rows = []
     for result in results:
         sides = result['sides']
-        first, last = list(sides.values())[0], list(sides)[-1]
-        for place, (side, found) in enumerate(sides.items()):
-            ratio, memory = '1', ''
-            if place:
-                low, median, high = found['ratio']
-                ratio = f'{median:.2f} ({low:.2f}-{high:.2f})'
-                if found.get('peak') is not None and first.get('peak'):
-                    memory = f'{found["peak"] / first["peak"]:.2f}'
+        (first, baseline), last = next(iter(sides.items())), list(sides)[-1]
+        for side, found in sides.items():
+            low, median, high = found['ratio']
+            ratio = '1' if side == first else f'{median:.2f} ({low:.2f}-{high:.2f})'
+            memory, peak = '', found.get('peak')
+            if side != first and peak is not None and baseline.get('peak'):
+                memory = f'{peak / baseline["peak"]:.2f}'
             if side == last:
-                ratio += _verdict(found['ratio'][1], result['goal'])
-                if memory:
-                    memory += _verdict(float(memory), result['memory_goal'])
+                ratio += _verdict(median, result['goal'])
+                memory += _verdict(float(memory), result['memory_goal']) if memory else ''
             rows.append(
                 (
-                    '' if place else result['name'],
+                    result['name'] if side == first else '',
                     side,
-                    f'{found["seconds"][1] * 1000:.4g}',
-                    f'{found["per_second"]:.4g}',
+                    _number(found['seconds'][1], 1000),
+                    _number(found['per_second']),
                     ratio,
-                    _number(found.get('peak'), 1 / MIB),
+                    _number(peak, 1 / MIB),
                     memory,
                     _number(found.get('gflop')),
                     _number(found.get('share'), 100),
@@ -46,23 +55,3 @@ def _verdict(value: float, goal: float | None) -> str:
     if goal is None:
         return ''
     return f' [goal {goal:g}: {"met" if value <= goal else "missed"}]'
-
-
-def as_text(results: list[dict], facts: list[dict]) -> str:
-    """Columns padded to their widest entry."""
-    rows = [HEAD, *rows_of(results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows] if results else []
-    lines += [f'{f["name"]}: {f["value"]} {f["unit"]}  ({f["how"]})' for f in facts]
-    return '\n'.join(lines)
-
-
-def as_markdown(results: list[dict], facts: list[dict], environment: dict) -> str:
-    """A table, the facts as a list, and where they come from."""
-    lines = [', '.join(f'{name} {value}' for name, value in environment.items()), '']
-    if results:
-        rows = [HEAD, ('---',) * len(HEAD), *rows_of(results)]
-        lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
-        lines.append('')
-    lines += [f'- {f["name"]}: {f["value"]} {f["unit"]} ({f["how"]})' for f in facts]
-    return '\n'.join(lines) + '\n'

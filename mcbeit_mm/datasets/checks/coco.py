@@ -1,13 +1,14 @@
-"""Checks images and instance annotations in COCO's JSON format."""
+"""Check images and instance annotations in COCO's JSON format."""
 
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from .common import ImageInfo, Report, inspect_images, list_images
+from .common import Report, inspect_images, list_images
 
-COCO = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
+SPLITS = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
 KEYS = {
     'images': ('id', 'file_name', 'width', 'height'),
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
@@ -15,36 +16,40 @@ KEYS = {
 }
 
 
-def check_coco(root: str | Path, splits: tuple = COCO, **reading) -> Report:
+def check_coco(
+    root: str | Path, split: Sequence[tuple[str, str]] | None = None, **reading
+) -> Report:
     """Check annotation files against image folders.
 
     Args:
         root: the data set.
-        splits: pairs (annotation file, image folder), relative to `root`.
-        reading: `decode`, `workers` and `watch` of `inspect_images`.
+        split: pairs (annotation file, image folder) relative to `root`; default: those of COCO.
+        reading: `fast`, `workers` and `progress`.
     """
     root, report, categories = Path(root), Report(), []
-    for file, folder in splits:
+    for file, folder in split or SPLITS:
         if not (root / folder).is_dir():
             report.error(f'no folder {root / folder}')
             continue
-        content = read_annotations(root / file, report)
+        content = _read_json(root / file, report)
         names = list_images(root / folder, report)
         infos = inspect_images(root / folder, names, report, **reading)
         if content is None:
             continue
-        split = Path(file).stem
-        _check_keys(split, content, report)
-        _check_images(split, content['images'], set(names), infos, report)
-        _check_annotations(split, content, report)
+        stem = Path(file).stem
+        _check_keys(stem, content, report)
+        sizes = {name: infos[name].size if name in infos else None for name in names}
+        _check_images(stem, content['images'], sizes, report)
+        _check_annotations(stem, content, report)
+        _add_statistics(stem, content, report)
         categories.append([(c['id'], c['name']) for c in content['categories']])
-    if len(categories) > 1 and any(c != categories[0] for c in categories):
+    if any(c != categories[0] for c in categories):
         report.error('the annotation files have different categories')
     return report
 
 
-def read_annotations(file: Path, report: Report) -> dict[str, list[dict]] | None:
-    """Read the JSON; None, with an error in the report, if it is not of COCO's form."""
+def _read_json(file: Path, report: Report) -> dict[str, list] | None:
+    """Read an annotation file; None, with an error in the report, if its form is not COCO's."""
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -53,62 +58,57 @@ def read_annotations(file: Path, report: Report) -> dict[str, list[dict]] | None
     except ValueError as error:
         report.error(f'{file} is not JSON ({error})')
         return None
-    absent = [
-        key
-        for key in KEYS
-        if not (isinstance(content, dict) and isinstance(content.get(key), list))
-    ]
-    if absent:
+    lists = content if isinstance(content, dict) else {}
+    if absent := [key for key in KEYS if not isinstance(lists.get(key), list)]:
         report.error(f'{file}: expected lists images, annotations, categories; no {absent}')
         return None
     return content
 
 
-def _check_keys(split: str, content: dict, report: Report) -> None:
-    """Report and remove entries that lack keys; report ids given twice."""
+def _check_keys(split: str, content: dict[str, list], report: Report) -> None:
+    """Report and remove entries that lack keys; report duplicate ids."""
     for kind, keys in KEYS.items():
-        complete = [
-            entry for entry in content[kind] if isinstance(entry, dict) and set(keys) <= set(entry)
-        ]
+        complete = [e for e in content[kind] if isinstance(e, dict) and set(keys) <= set(e)]
         if dropped := len(content[kind]) - len(complete):
             report.error(f'{split}: {dropped} {kind} without all of {", ".join(keys)}')
         content[kind] = complete
-        counts = Counter(entry['id'] for entry in complete)
-        if twice := [str(i) for i, count in counts.items() if count > 1]:
-            report.error(f'{split}: id given to several {kind}', *twice)
-    if any(a['id'] == 0 for a in content['annotations']):
+        if duplicates := _duplicates(entry['id'] for entry in complete):
+            report.error(f'{split}: id given to several {kind}', *map(str, duplicates))
+    if any(annotation['id'] == 0 for annotation in content['annotations']):
         report.note(
             f'{split}: annotation id 0, which pycocotools takes for "no match": start ids at 1'
         )
 
 
+def _duplicates(values) -> list:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def _check_images(
-    split: str, images: list[dict], on_disk: set[str], infos: dict[str, ImageInfo], report: Report
+    split: str, images: list[dict], sizes: dict[str, tuple[int, int] | None], report: Report
 ) -> None:
-    counts = Counter(image['file_name'] for image in images)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        report.error(f'{split}: file given to several images', *twice)
-    if missing := sorted(set(counts) - on_disk):
+    listed = {image['file_name'] for image in images}
+    if duplicates := _duplicates(image['file_name'] for image in images):
+        report.error(f'{split}: file given to several images', *duplicates)
+    if missing := sorted(listed - set(sizes)):
         report.error(f'{split}: image that is not in its folder', *missing)
-    if unlisted := sorted(on_disk - set(counts)):
+    if unlisted := sorted(set(sizes) - listed):
         report.note(f'{split}: image in the folder that the file leaves out: not used', *unlisted)
     for image in images:
-        info = infos.get(image['file_name'])
-        size = (image['width'], image['height'])
-        if info and (info.width, info.height) != size:
+        stated, size = (image['width'], image['height']), sizes.get(image['file_name'])
+        if size and size != stated:
             report.error(
                 f'{split}: size in the file differs from that of the image (after EXIF rotation)',
-                f'{image["file_name"]}: {size[0]} x {size[1]}, image {info.width} x {info.height}',
+                f'{image["file_name"]}: {stated[0]} x {stated[1]}, image {size[0]} x {size[1]}',
             )
 
 
-def _check_annotations(split: str, content: dict, report: Report) -> None:
+def _check_annotations(split: str, content: dict[str, list], report: Report) -> None:
     images = {image['id']: image for image in content['images']}
-    names = {category['id']: category['name'] for category in content['categories']}
-    annotations = content['annotations']
-    for annotation in annotations:
+    categories = {category['id'] for category in content['categories']}
+    for annotation in content['annotations']:
         place = f'annotation {annotation["id"]}'
-        if annotation['category_id'] not in names:
+        if annotation['category_id'] not in categories:
             report.error(f'{split}: unknown category id', f'{place}: {annotation["category_id"]}')
         image = images.get(annotation['image_id'])
         if image is None:
@@ -116,17 +116,22 @@ def _check_annotations(split: str, content: dict, report: Report) -> None:
             continue
         _check_box(split, place, annotation['bbox'], image, report)
         _check_mask(split, place, annotation.get('segmentation'), image, report)
-    with_any = {a['image_id'] for a in annotations}
-    counts = Counter(names.get(a['category_id']) for a in annotations)
-    counts.pop(None, None)
+
+
+def _add_statistics(split: str, content: dict[str, list], report: Report) -> None:
+    names = {category['id']: category['name'] for category in content['categories']}
+    annotations = content['annotations']
+    empty = {i['id'] for i in content['images']} - {a['image_id'] for a in annotations}
+    known = [a for a in annotations if a['category_id'] in names]
+    counts = Counter(names[a['category_id']] for a in known)
     crowds = sum(bool(a.get('iscrowd')) for a in annotations)
-    report.facts.append(
-        f'{split}: {len(images)} images ({len(set(images) - with_any)} without annotations, which '
-        f'training leaves out), {len(annotations)} annotations ({crowds} crowds), '
-        f'{len(counts)} of {len(names)} categories'
-    )
     shown = counts.most_common(None if len(counts) <= 20 else 10)
-    report.facts.append(f'{split}: most frequent: ' + ', '.join(f'{n} {c}' for n, c in shown))
+    report.facts += [
+        f'{split}: {len(content["images"])} images ({len(empty)} without annotations, which '
+        f'training leaves out), {len(annotations)} annotations ({crowds} crowds), '
+        f'{len(counts)} of {len(names)} categories',
+        f'{split}: most frequent: ' + ', '.join(f'{name} {count}' for name, count in shown),
+    ]
     if absent := sorted(set(names.values()) - set(counts)):
         report.note(f'{split}: category without annotations', *map(str, absent))
     if len(names) != 80:
@@ -153,32 +158,31 @@ def _check_box(split: str, place: str, box: list, image: dict, report: Report) -
 
 
 def _check_mask(split: str, place: str, mask: object, image: dict, report: Report) -> None:
+    size = [image['height'], image['width']]
     if not mask:
         report.error(f'{split}: annotation without a mask, which Mask R-CNN needs', place)
     elif isinstance(mask, list):
         if any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in mask):
             report.error(f'{split}: polygon without three x, y points', place)
-    elif not isinstance(mask, dict) or mask.get('size') != [image['height'], image['width']]:
+    elif not isinstance(mask, dict) or mask.get('size') != size:
         report.error(f'{split}: RLE mask whose size is not [height, width] of its image', place)
-    elif problem := _rle_problem(mask):
+    else:
+        counts = mask.get('counts')
+        counts = decode_counts(counts) if isinstance(counts, str) else counts
+        if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
+            problem = 'counts are not run lengths'
+        elif sum(counts) != math.prod(size):
+            problem = f'counts add up to {sum(counts)}, not {math.prod(size)}'
+        else:
+            return
         report.error(f'{split}: RLE mask that cannot be decoded', f'{place}: {problem}')
-
-
-def _rle_problem(mask: dict) -> str:
-    height, width = mask['size']
-    counts = mask.get('counts')
-    if isinstance(counts, str):
-        counts = decode_counts(counts)
-    if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
-        return 'counts are no run lengths'
-    total = sum(counts)
-    return '' if total == height * width else f'counts add up to {total}, not {height * width}'
 
 
 def decode_counts(text: str) -> list[int] | None:
     """Return the run lengths of COCO's compressed RLE, None if it is broken off.
 
-    pycocotools fills what a short one leaves out with whatever lies in memory.
+    Not left to pycocotools, which trusts the text: it reads past its end and leaves pixels that the
+    runs do not cover uninitialized.
     """
     counts: list[int] = []
     value = shift = 0

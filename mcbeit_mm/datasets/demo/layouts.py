@@ -1,13 +1,14 @@
-"""The embedded set as image folder, ADE20K and COCO: digits on photographs."""
+"""Write the embedded data set in the layouts of an image folder, ADE20K and COCO."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from rich.progress import track
 
 from .scenes import PHOTOS, draw_split, require
 
@@ -16,17 +17,18 @@ NAMES = {  # split -> its name in ADE20K, in COCO
     'train': ('training', 'train2017'),
     'val': ('validation', 'val2017'),
 }
+LIMITS = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
 LAYOUTS = ('classification', 'segmentation', 'detection')
-UNFINISHED = 'unfinished'  # marks a folder whose making was interrupted
-RECIPE = 1  # raise it when the pictures change, so that existing sets are made again
+UNFINISHED = 'unfinished'  # marks a folder that is being written
+RECIPE = 1  # increment when the images change, so that existing sets are regenerated
 
 
 def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
-    """ADE20K-style mask: 0 = ignore (soft borders), 1 = background, label + 2 = digit.
+    """Return an ADE20K-style mask: 0 = ignore (soft borders), 1 = background, label + 2 = digit.
 
     Args:
         opacities: (k, H, W) visible opacity of each digit.
-        label: class of all of them, 0..9.
+        label: class of all digits, 0..9.
 
     Returns:
         (H, W) uint8.
@@ -38,11 +40,11 @@ def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
 
 
 def coco_annotation(opacity: np.ndarray, label: int, image_id: int, ann_id: int) -> dict:
-    """COCO annotation of the pixels with more than half opacity, as uncompressed RLE.
+    """Return the COCO annotation of the pixels above half opacity, as uncompressed RLE.
 
-    RLE rather than polygons: it keeps the holes of 0, 4, 6, 8 and 9 and equals the mask exactly.
+    Unlike polygons, RLE keeps the holes of 0, 4, 6, 8 and 9 and equals the mask exactly.
     """
-    mask = opacity > 0.5  # opacities sum to 1 at most, so no pixel belongs to two digits
+    mask = opacity > 0.5  # opacities sum to at most 1: no pixel belongs to two digits
     column_major = mask.ravel(order='F')
     edges = np.flatnonzero(np.diff(column_major, prepend=False, append=False))
     ends = np.unique(np.append(edges, mask.size))
@@ -60,7 +62,7 @@ def coco_annotation(opacity: np.ndarray, label: int, image_id: int, ann_id: int)
 
 
 def _prepare(out: Path, arguments: dict) -> dict | None:
-    """Return the info of a finished set with these arguments, else leave `out` empty and marked."""
+    """Return the info of a finished set with these arguments, else empty and mark `out`."""
     info_file, marker = out / 'info.json', out / UNFINISHED
     if info_file.is_file() and not marker.exists():
         info = json.loads(info_file.read_text())
@@ -78,8 +80,8 @@ def _prepare(out: Path, arguments: dict) -> dict | None:
     return None
 
 
-def _place(source: Path, target: Path) -> None:
-    """Let an image file appear in another layout too: a hard link, or a copy where it fails."""
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where links are not supported."""
     try:
         os.link(source, target)
     except OSError:
@@ -87,7 +89,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _write_split(out: Path, split: str, scenes: Iterable) -> int:
-    """Write (image, opacities, label) scenes in all layouts; returns the number of digits."""
+    """Write (image, opacities, label) scenes in all layouts; return the number of digits."""
     ade, coco = NAMES[split]
     classes = [out / 'classification' / split / name for name in DIGITS]
     images, masks = (out / 'segmentation' / kind / ade for kind in ('images', 'annotations'))
@@ -98,25 +100,18 @@ def _write_split(out: Path, split: str, scenes: Iterable) -> int:
     for image_id, (image, opacities, label) in enumerate(scenes, start=1):
         jpg = classes[label] / f'{image_id:06d}.jpg'
         jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
-        _place(jpg, images / jpg.name)
-        _place(jpg, photos / jpg.name)
+        _link(jpg, images / jpg.name)
+        _link(jpg, photos / jpg.name)
         mask = semantic_mask(opacities, label)
         (masks / f'{jpg.stem}.png').write_bytes(cv2.imencode('.png', mask)[1])
         height, width = mask.shape
         listed.append(dict(id=image_id, file_name=jpg.name, width=width, height=height))
-        for opacity in opacities:  # ids from 1: pycocotools takes 0 for "not matched"
+        for opacity in opacities:  # ids start at 1: pycocotools takes 0 for "not matched"
             annotations.append(coco_annotation(opacity, label, image_id, len(annotations) + 1))
     categories = [dict(id=i, name=name) for i, name in enumerate(DIGITS, start=1)]
     content = dict(images=listed, annotations=annotations, categories=categories)
     (instances / f'instances_{coco}.json').write_text(json.dumps(content))
     return len(annotations)
-
-
-def _check(arguments: dict) -> None:
-    limits = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
-    for name, (low, high) in limits.items():
-        if not low <= arguments[name] <= high:
-            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
 
 
 def make_demo_data(
@@ -125,33 +120,34 @@ def make_demo_data(
     val: int = 400,
     size: int = 128,
     seed: int = 0,
-    watch: Callable[[Iterable], Iterable] = iter,
+    progress: bool = False,
 ) -> dict:
-    """Write the embedded data set: the same images as image folder, ADE20K and COCO layouts.
+    """Write the embedded data set: the same images in image folder, ADE20K and COCO layouts.
 
-    A finished set with the same arguments is kept; an interrupted or a different one is made again.
+    A finished set with the same arguments is kept; an unfinished or different one is regenerated.
 
     Args:
         out: folder of the set; missing, empty, or an earlier set.
-        train: number of training images, 10 or more.
-        val: number of validation images, 10 or more, of other digits and photograph regions.
+        train: number of training images, at least 10.
+        val: number of validation images, at least 10, from other digits and photograph regions.
         size: side of the square images in pixels, 64 to 512.
-        seed: 0 to 2**32 - 1.
-        watch: wraps the iterable over all images of a split, to show progress.
 
     Returns:
         The content of `out`/info.json, which is written last: arguments, counts, sources.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
-    _check(arguments)
+    for name, (low, high) in LIMITS.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
     sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
     out = Path(out)
     if info := _prepare(out, arguments):
         return info
-    digits = {
-        split: _write_split(out, split, watch(draw_split(split, arguments[split], size, seed)))
-        for split in NAMES
-    }
+    digits = {}
+    for split in NAMES:
+        scenes = draw_split(split, arguments[split], size, seed)
+        bar = track(scenes, f'{split} images', total=arguments[split], disable=not progress)
+        digits[split] = _write_split(out, split, bar)
     lines = '\n'.join(('background', *DIGITS)) + '\n'
     (out / 'segmentation' / 'classes.txt').write_text(lines)
     info = dict(arguments=arguments, digits=digits, sources=sources)

@@ -1,7 +1,7 @@
-"""The pictures of the embedded data set: handwritten digits on photographs.
+"""Draw the images of the embedded data set: handwritten digits on photographs.
 
 Every pixel comes from installed packages: the digits are scikit-learn's `load_digits` (8x8, UCI
-optdigits), the backgrounds are photographs that the scikit-learn and scikit-image wheels carry.
+optdigits), the backgrounds photographs from the scikit-learn and scikit-image wheels.
 """
 
 import importlib
@@ -26,7 +26,7 @@ LUMINANCE = np.array([0.114, 0.587, 0.299], np.float32)  # of BGR
 
 
 def require(package: str) -> ModuleType:
-    """Import a package that the pictures come from; ImportError says how to install it."""
+    """Import a source package; ImportError says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -37,10 +37,10 @@ def require(package: str) -> ModuleType:
 
 
 def load_photos(split: str) -> list[np.ndarray]:
-    """Read the bundled photographs: the left two thirds of each for train, the rest for val.
+    """Load the bundled photographs: the left two thirds of each for train, the rest for val.
 
     Returns:
-        BGR uint8 arrays of different sizes.
+        BGR uint8 arrays of various sizes.
     """
     regions = []
     for package, (folder, names) in PHOTOS.items():
@@ -59,13 +59,13 @@ def load_photos(split: str) -> list[np.ndarray]:
 
 
 def load_digit_samples(split: str, seed: int) -> list[np.ndarray]:
-    """Deal the 1,797 handwritten digits, class by class: 80 % to train, 20 % to val.
+    """Split the 1,797 handwritten digits per class: 80 % for train, 20 % for val.
 
     Returns:
         Ten arrays (n, 8, 8), float32 ink in [0, 1], indexed by class.
     """
     bunch = require('sklearn.datasets').load_digits()
-    rng = np.random.default_rng((seed, 2))  # 0 and 1 seed the images of train and val
+    rng = np.random.default_rng((seed, 2))  # 0 and 1 seed the images of the splits
     samples = []
     for label in range(10):
         order = rng.permutation(np.flatnonzero(bunch.target == label))
@@ -76,7 +76,7 @@ def load_digit_samples(split: str, seed: int) -> list[np.ndarray]:
 
 
 def _background(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Random square crop, flip, gain and contrast: (size, size, 3) float32 in [0, 255]."""
+    """Crop, flip and tone a photograph at random: (size, size, 3) float32 in [0, 255]."""
     longest = min(*photo.shape[:2], 400)
     side = rng.integers(min(96, longest), longest + 1)
     y, x = (rng.integers(0, extent - side + 1) for extent in photo.shape[:2])
@@ -86,8 +86,8 @@ def _background(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
         crop = crop[:, ::-1]
     crop = crop.astype(np.float32)
     mean = crop.mean((0, 1))
-    # The digits are light: the photograph is dimmed where it is bright, and smoothed where its
-    # texture (standard deviation, of 255) is so strong that it would hide them.
+    # Digits are light: dim bright photographs, and reduce the contrast of those whose texture
+    # (standard deviation, of 255) would hide them.
     contrast = rng.uniform(0.4, 0.8) * min(1.0, 42 / max(crop.std(), 1.0))
     exposure = rng.uniform(0.6, 1.0) * min(1.0, 100 / max(mean @ LUMINANCE, 1.0))
     tinted = mean * exposure * rng.uniform(0.9, 1.1, 3)
@@ -95,22 +95,22 @@ def _background(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
 
 def _render(ink: np.ndarray, size: int, side: float, rng: np.random.Generator) -> np.ndarray:
-    """Opacity (size, size) in [0, 1] of a digit, `side` pixels high, at a random place and pose."""
+    """Render a digit `side` pixels high in a random pose: opacity (size, size) in [0, 1]."""
     glyph = cv2.resize(np.pad(ink, 2), (96, 96), interpolation=cv2.INTER_CUBIC)  # 8 px per cell
     scale = side / 64
     matrix = cv2.getRotationMatrix2D((47.5, 47.5), rng.uniform(-15, 15), scale)
     matrix[:, 1] += rng.uniform(-0.2, 0.2) * matrix[:, 0]  # shear
     matrix[:, :2] *= np.array([[rng.uniform(0.85, 1.15)], [1.0]])
-    margin = 0.57 * side  # half the height, and what the rotation adds
-    centre = rng.uniform(margin, size - margin, 2)
-    matrix[:, 2] = centre - matrix[:, :2] @ (47.5, 47.5)
+    margin = 0.57 * side  # half the height plus what rotation adds
+    center = rng.uniform(margin, size - margin, 2)
+    matrix[:, 2] = center - matrix[:, :2] @ (47.5, 47.5)
     warped = cv2.warpAffine(glyph, matrix, (size, size), flags=cv2.INTER_LINEAR)
     threshold = rng.uniform(0.38, 0.52)  # stroke width
     return np.clip((warped - threshold) * side / 16 + 0.5, 0, 1)  # an edge about two pixels wide
 
 
 def _color(backdrop: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light BGR color, its luminance at least 80 of 255 above the mean that the digit covers."""
+    """Draw a light BGR color, at least 80 of 255 brighter than the mean the digit covers."""
     covered = float((backdrop @ LUMINANCE * opacity).sum() / opacity.sum())
     target = rng.uniform(min(covered + 80, 235), 250)
     color = rng.uniform(0, 255, 3)
@@ -123,11 +123,11 @@ def _color(backdrop: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) 
 def compose(
     samples: np.ndarray, photos: list[np.ndarray], size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one large digit, and up to two small ones behind it, on a crop of a photograph.
+    """Compose one large digit, and up to two small ones behind it, on a crop of a photograph.
 
     Args:
         samples: (n, 8, 8) ink in [0, 1], all of one class.
-        photos: BGR uint8 arrays to cut the background from.
+        photos: BGR uint8 arrays to crop the background from.
         size: side of the square image in pixels.
         rng: the only source of randomness.
 
@@ -143,7 +143,7 @@ def compose(
         opacity = _render(samples[rng.integers(len(samples))], size, side * size, rng)
         visible = opacity * uncovered
         if visible.sum() < 0.75 * opacity.sum():
-            continue  # a digit mostly hidden would be a label nobody can verify
+            continue  # a mostly hidden digit: nobody could verify its label
         image += visible[..., None] * _color(backdrop, visible, rng).astype(np.float32)
         uncovered = uncovered * (1 - opacity)
         layers.append(visible)
@@ -154,9 +154,9 @@ def compose(
 def draw_split(
     split: str, count: int, size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield (image, opacities, label) as `compose` makes them; the ten labels take turns.
+    """Yield (image, opacities, label) from `compose`, cycling through the ten labels.
 
-    An image depends on its number, `split`, `size` and `seed`, not on `count`.
+    An image depends on its index, `split`, `size` and `seed`, not on `count`.
     """
     photos, samples = load_photos(split), load_digit_samples(split, seed)
     for index in range(count):

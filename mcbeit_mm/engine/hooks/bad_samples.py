@@ -1,4 +1,4 @@
-"""Report training samples that cannot be read; stop when there are too many."""
+"""Report unreadable training samples, and stop if there are too many."""
 
 import logging
 
@@ -10,31 +10,30 @@ from mmengine.runner import Runner
 from ...datasets.bad_samples import BadSamples
 from ...errors import SetupError
 
-SHOWN = 3  # of the samples found in one iteration; the list has them all
+SHOWN = 3  # samples of one iteration in the log; the file lists all
 
 
 @HOOKS.register_module()
 class BadSamplesHook(Hook):
-    """Logs `train/bad_samples` and a warning for each rise of it; does nothing for data sets
-    without `bad_samples`.
+    """Logs the scalar `train/bad_samples`, and a warning whenever it increases.
 
-    In distributed training each rank counts, lists and limits its own samples.
+    Each rank counts and limits its own samples. Data sets without `bad_samples` are ignored.
 
     Args:
         max_share: largest share of bad samples, 0..1.
 
     Raises:
-        SetupError: after an iteration, if there are more than `BadSamples.limit`.
+        SetupError: there are more than `BadSamples.limit`.
     """
 
     def __init__(self, max_share: float = 0.01):
         if not 0 <= max_share <= 1:
-            raise ValueError(f'max_share must lie in [0, 1], got {max_share}')
+            raise ValueError(f'expected max_share in [0, 1], got {max_share}')
         self.max_share = max_share
         self._count = self._shown = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Pass the share on to the workers."""
+        """Pass the limit to the workers."""
         bad = self._bad_samples(runner)
         if bad is not None:
             bad.max_share = self.max_share
@@ -42,7 +41,7 @@ class BadSamplesHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs=None
     ) -> None:
-        """Log the count, warn if it has grown, stop if it is above the limit."""
+        """Log the count, warn if it has increased, stop above the limit."""
         bad = self._bad_samples(runner)
         if bad is None:
             return
@@ -58,10 +57,10 @@ class BadSamplesHook(Hook):
         entries = bad.entries()
         found, self._shown = entries[self._shown :], len(entries)
         shown = ''.join(f'\n  {e["path"] or e["index"]}: {e["reason"]}' for e in found[:SHOWN])
-        where = f' (all are listed in {bad.report})' if bad.report else ''
+        where = f' (see {bad.report} for all)' if bad.report else ''
         print_log(
-            f'{count} training samples could not be read, others are used instead; the run stops '
-            f'at more than {bad.limit}{where}{shown}',
+            f'unreadable training samples replaced so far: {count}; the run stops at more than '
+            f'{bad.limit}{where}{shown}',
             logger='current',
             level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""Write the tokenizer that is being trained as a folder that pretraining loads."""
+"""Export the trained tokenizer as a folder that pretraining loads."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -12,29 +12,31 @@ from ...tokenizers.release import write_release
 class ExportTokenizerHook(Hook):
     """Writes `<work_dir>/tokenizer` (model.yaml, last.ckpt) in the released layout.
 
-    That is after training and, once there are codes, after each validation in between: a run
-    that is stopped early still has its tokenizer. `checkpoint='<work_dir>/tokenizer'` is all that
-    GumbelVQGANTokenizer, or EMAVQGANTokenizer, needs.
+    It is written after training and, once codes exist, after each validation, so that a run that
+    is stopped early has one too. Load it by `checkpoint='<work_dir>/tokenizer'` of
+    GumbelVQGANTokenizer or EMAVQGANTokenizer.
     """
 
     _training = False
 
     def before_train(self, runner: Runner) -> None:
-        """Tell validation in between from validation alone, which writes nothing."""
+        """Enable writing: a validation without training writes nothing."""
         self._training = True
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the folder, once there are codes."""
+        """Write the folder if codes exist."""
         if self._training and unwrap(runner.model).has_codes:
             self._write(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Write the folder, or say that there is nothing to write."""
+        """Write the folder, or warn that there are no codes."""
         self._training = False
         if unwrap(runner.model).has_codes:
             self._write(runner)
         else:
-            runner.logger.warning('no tokenizer written: training ended before codes were placed')
+            runner.logger.warning(
+                'no tokenizer written: training ended before the codes were initialized'
+            )
 
     def _write(self, runner: Runner) -> None:
         if runner.rank == 0:

@@ -1,4 +1,4 @@
-"""Let `load_from` take weights of any known naming, patch grid or kind of position table."""
+"""Let `load_from` load weights of any known naming, patch grid and position table."""
 
 from dataclasses import replace
 
@@ -15,11 +15,11 @@ from ...weights.reading import state_dict_of
 
 @HOOKS.register_module()
 class FitWeightsHook(Hook):
-    """Does for `load_from` what `checkpoint.load_weights` does; a resumed run is left alone.
+    """Applies `checkpoint.load_weights` to `load_from`, not to resumed checkpoints.
 
     Args:
-        min_match: smallest share of the backbone's tensors that must be found, else SetupError.
-        complete: all other parts must be found too, as for a test.
+        min_match: share of the backbone's tensors that must be found, else SetupError.
+        complete: require all other parts too, as for a test.
     """
 
     priority = 'ABOVE_NORMAL'  # before EMAHook copies the model and loads the same weights
@@ -28,12 +28,12 @@ class FitWeightsHook(Hook):
         self.min_match, self.complete = min_match, complete
 
     def before_run(self, runner: Runner) -> None:
-        """Hand the threshold to the backbone, whose load pre-hook checks it."""
+        """Set the threshold that the backbone's load pre-hook checks."""
         for module in fitting_modules(unwrap(runner.model)).values():
             module.fit_settings = replace(module.fit_settings, min_match=self.min_match)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Rename the weights for the model."""
+        """Convert the weights to the model's names and shapes."""
         model = unwrap(runner.model)
         if runner._resume or not fitting_modules(model):
             return
@@ -45,9 +45,9 @@ class FitWeightsHook(Hook):
         absent = [name for name in absent if not name.startswith(tuple(fitting_modules(model)))]
         if self.complete and absent:
             raise SetupError(
-                f'the checkpoint has no {", ".join(absent[:4])}; no place for '
-                f'{", ".join(unused[:4]) or "nothing"}: test with the config it was trained with'
+                f'the checkpoint lacks {", ".join(absent[:4])}; unused: '
+                f'{", ".join(unused[:4]) or "none"}: test with the config it was trained with'
             )
         checkpoint['state_dict'] = state
         if unused:
-            print_log(f'load_from: no place for {", ".join(unused)}', logger='current')
+            print_log(f'load_from: unused weights {", ".join(unused)}', logger='current')

@@ -1,4 +1,4 @@
-"""k-NN accuracy of the frozen backbone on a labelled image folder, while it is being pretrained."""
+"""k-NN accuracy of the backbone on a labeled image folder during pretraining."""
 
 import random
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from ...layers.model_wrappers import unwrap
 
 @HOOKS.register_module()
 class KNNHook(Hook):
-    """Logs `knn_top1`, percent, every `interval` epochs and after the last.
+    """Logs `knn_top1` in percent every `interval` epochs and after the last one.
 
-    All ranks extract features, the first one votes; the training itself stays bit-identical. The
-    value goes to the log, to the visualizer (scalars.json) and to the message hub.
+    All ranks extract features, rank 0 classifies. The training stays bit-identical. The value goes
+    to the log, the visualizer (scalars.json) and the message hub.
 
     Args:
         data: folder with train/ and val/, each with a folder per class.
         batch_size: images per rank.
-        layer: block, negative counts from the end; intermediate ones are better than the last.
-        max_train: use this many training images, evenly spaced over the classes; None uses all,
-            which on ImageNet-1k with ViT-B takes 8 GB of the first GPU.
+        layer: index of the block; intermediate ones are often better than the last.
+        max_train: number of training images, evenly spaced over the classes; None uses all,
+            which takes 8 GB on the first GPU for ImageNet-1k and ViT-B.
         bf16: extract features under bfloat16 autocast.
     """
 
@@ -50,7 +50,7 @@ class KNNHook(Hook):
         self.layer, self.bf16 = layer, bf16
 
     def before_train(self, runner: Runner) -> None:
-        """Find the images; SetupError now rather than any error after the first epochs."""
+        """List the images; raise SetupError before training rather than after it."""
         model = unwrap(runner.model)
         backbone, preprocessor = model.backbone, model.data_preprocessor
         try:
@@ -65,17 +65,17 @@ class KNNHook(Hook):
         except (FileNotFoundError, ValueError) as error:
             raise SetupError(f'KNNHook: {error}') from error
         if not 1 <= self.k <= len(self._datasets[0]):
-            raise SetupError(f'KNNHook: k must lie in [1, {len(self._datasets[0])}], got {self.k}')
+            raise SetupError(f'KNNHook: expected k in [1, {len(self._datasets[0])}], got {self.k}')
         if not -backbone.num_layers <= self.layer < backbone.num_layers:
             raise SetupError(f'KNNHook: no layer {self.layer} among {backbone.num_layers} blocks')
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Measure and log."""
+        """Extract features, classify and log."""
         if not self.every_n_epochs(runner, self.interval) and not self.is_last_train_epoch(runner):
             return
         backbone = unwrap(runner.model).backbone
         device = next(backbone.parameters()).device
-        with _random_state_kept():
+        with _random_state_restored():
             feats = [
                 x for dataset in self._datasets for x in self._features(backbone, dataset, device)
             ]
@@ -86,10 +86,10 @@ class KNNHook(Hook):
     def _features(
         self, backbone: nn.Module, dataset: CustomDataset, device: torch.device
     ) -> list[Tensor]:
-        """Features (N, D) and labels (N,) of all ranks in the order of the data set, on the CPU."""
+        """Return features (N, D) and labels (N,) of all ranks, in data set order, on the CPU."""
         loader = ordered_loader(dataset, self.batch_size, self.num_workers)
         part = extract_features(backbone, loader, device, [self.layer], self.bf16)
-        # The sampler deals images out in turn and repeats some to make the shares equal.
+        # The sampler assigns images to ranks in turn, and repeats some to even them out.
         return [
             torch.stack(all_gather(x), dim=1).flatten(0, 1)[: len(dataset)]
             for x in (part['feats'][0], part['labels'])
@@ -105,8 +105,8 @@ class KNNHook(Hook):
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restore the generators of torch, NumPy and Python: loaders draw a seed for their workers."""
+def _random_state_restored() -> Iterator[None]:
+    """Restore the generators of torch, NumPy and Python, which data loaders draw from."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

@@ -1,4 +1,4 @@
-"""Skip steps with non-finite gradients, report them and spikes of the loss."""
+"""Skip steps with non-finite gradients, and report them and loss spikes."""
 
 import json
 import logging
@@ -21,47 +21,43 @@ from ...errors import SetupError
 
 @HOOKS.register_module()
 class NumericsHook(Hook):
-    """Lets no NaN or infinity into the weights, and names the images that it came from.
+    """Keeps NaN and infinity out of the weights, and lists the images that caused them.
 
-    A step whose gradients, or whose model's buffers (running statistics, averaged codes), are not
-    finite changes neither weights nor the optimizer's state, and the buffers are put back as they
-    were after the last good step. A GradScaler skips such steps itself, which is normal while it
-    looks for its scale; here they are counted alike. Each skipped step, and each spike of the
-    loss, is logged and appended to nonfinite.jsonl in the work dir (nonfinite_rank{r}.jsonl if
-    there are several ranks, each with its own images).
+    A step with non-finite gradients or model buffers (running statistics, averaged codes) changes
+    neither weights nor optimizer state, and restores the buffers. Steps that a GradScaler skips
+    while it looks for its scale are counted as well. Skipped steps and loss spikes are logged and
+    appended to nonfinite.jsonl in the work dir (nonfinite_rank{r}.jsonl with several ranks).
 
     Args:
-        max_in_a_row: so many skipped steps in a row end the run with SetupError on all ranks.
-            GradScaler's 65536 is down to 1 after 16.
-        spike: distance from the median of the last `window` losses, in median absolute
-            deviations, from which a loss is reported; 10 are 6.7 standard deviations of a normal
-            distribution. The first of successive ones is reported.
-        window: iterations; nothing is reported before there are as many.
+        max_in_a_row: SetupError on all ranks after this many skipped steps in a row; a
+            GradScaler gets from 65536 to 1 in 16.
+        spike: distance of a loss from the median of the last `window` ones, in median absolute
+            deviations, that is reported; 10 are 6.7 standard deviations of a normal
+            distribution. Of successive spikes only the first is reported.
+        window: iterations, also before the first report.
     """
 
-    priority = 'HIGH'  # RuntimeInfoHook has noted the loss; EMAHook will average the buffers
+    priority = 'HIGH'  # after RuntimeInfoHook logs the loss, before EMAHook averages buffers
 
     def __init__(self, max_in_a_row: int = 20, spike: float = 10.0, window: int = 100):
         if max_in_a_row < 1 or spike <= 0 or window < 2:
             raise ValueError(
-                'need max_in_a_row >= 1, spike > 0 and window >= 2, got '
+                'expected max_in_a_row >= 1, spike > 0 and window >= 2, got '
                 f'{max_in_a_row=} {spike=} {window=}'
             )
         self.max_in_a_row, self.spike, self.window = max_in_a_row, spike, window
 
     def before_train(self, runner: Runner) -> None:
-        """Look at all gradients from now on, right before the optimizer uses them."""
+        """Check all gradients from now on, right before the optimizer uses them."""
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, OptimWrapperDict):
-            raise SetupError(
-                'NumericsHook serves one optimizer, not an OptimWrapperDict: remove it'
-            )
+            raise SetupError('NumericsHook supports one optimizer, not an OptimWrapperDict')
         several = get_world_size() > 1
         name = f'nonfinite_rank{get_rank()}.jsonl' if several else 'nonfinite.jsonl'
         self._file = Path(runner.work_dir, name)
-        self._finite: bool | None = None  # the gradients of this iteration's step, if there was one
-        self._since_step: list[dict[str, Any]] = []  # the batches whose gradients are added up
-        self._places = [  # a module may put another tensor into its place
+        self._finite: bool | None = None  # gradients of this iteration's step; None: no step
+        self._since_step: list[dict[str, Any]] = []  # batches whose gradients are accumulated
+        self._places = [  # names, as a module may replace the tensor
             (module, name)
             for module in runner.model.modules()
             for name, buffer in module._buffers.items()
@@ -72,7 +68,7 @@ class NumericsHook(Hook):
         def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             self._finite = _all_finite(wrapper, optimizer, self._buffers)
             if not self._finite:
-                optimizer.zero_grad(set_to_none=True)  # makes the optimizer's step do nothing
+                optimizer.zero_grad(set_to_none=True)  # turns the step into a no-op
 
         self._check = wrapper.optimizer.register_step_pre_hook(check)
 
@@ -81,7 +77,7 @@ class NumericsHook(Hook):
         return [module._buffers[name] for module, name in self._places]
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the optimizer as it was."""
+        """Remove the check from the optimizer."""
         self._check.remove()
 
     def after_train_iter(
@@ -100,7 +96,7 @@ class NumericsHook(Hook):
         finite, self._finite = self._finite, None
         batches, self._since_step = self._since_step, []
         if finite is None and not hasattr(runner.optim_wrapper, 'loss_scaler'):
-            return  # a model that steps in its own way
+            return  # a model that does not step through the wrapper
         if finite:
             _copy(self._kept, self._buffers)
             runner.message_hub.update_info('skipped_in_a_row', 0)
@@ -109,32 +105,35 @@ class NumericsHook(Hook):
             self._report_skip(runner, batches)
 
     def _report_skip(self, runner: Runner, batches: list[dict[str, Any]]) -> None:
-        hub = runner.message_hub
+        hub = runner.message_hub  # saved in checkpoints
         skipped = hub.get_info('skipped_steps', 0) + 1
         in_a_row = hub.get_info('skipped_in_a_row', 0) + 1
-        hub.update_info('skipped_steps', skipped)  # in the checkpoint
+        hub.update_info('skipped_steps', skipped)
         hub.update_info('skipped_in_a_row', in_a_row)
         losses = [_number(batch['losses'].get('loss', 0.0)) for batch in batches]
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         overflow = scaler is not None and all(map(math.isfinite, losses))
-        kind = 'overflow' if overflow else 'nonfinite'
-        images = self._write(kind, batches)
-        text = f'step skipped at iteration {batches[-1]["iter"]}: '
-        if overflow:
-            text += f'the gradients overflow in fp16, the loss scale is now {scaler.get_scale():g}'
-        else:
-            text += f'non-finite gradients, losses {losses}, images {_few(images)}'
-        text += f'; {in_a_row} in a row, {skipped} in all'
-        runner.logger.log(logging.INFO if overflow else logging.WARNING, text)
+        images = self._write('overflow' if overflow else 'nonfinite', batches)
+        reason = (
+            f'fp16 gradients overflow, loss scale is now {scaler.get_scale():g}'
+            if overflow
+            else f'non-finite gradients, losses {losses}, images {_few(images)}'
+        )
+        iteration = batches[-1]['iter']
+        runner.logger.log(
+            logging.INFO if overflow else logging.WARNING,
+            f'step skipped at iteration {iteration}: {reason}; {in_a_row} in a row, '
+            f'{skipped} in total',
+        )
         if in_a_row >= self.max_in_a_row:
             raise SetupError(
                 f'{in_a_row} steps in a row had non-finite gradients, the last at iteration '
-                f'{batches[-1]["iter"]}: lower the learning rate, use --precision bf16 instead of '
-                f'fp16, and look at the images listed in {self._file}, such as {_few(images)}'
+                f'{iteration}: lower the learning rate, use --precision bf16 instead of fp16, '
+                f'and check the images listed in {self._file}, such as {_few(images)}'
             )
 
     def _report_spike(self, runner: Runner, batch: dict[str, Any]) -> None:
-        """Judge by the loss's history, which is in the checkpoint: a resumed run agrees."""
+        """Use the loss history of the message hub, so that a resumed run reports the same."""
         scalars = runner.message_hub.log_scalars
         if 'train/loss' not in scalars:
             return
@@ -150,17 +149,17 @@ class NumericsHook(Hook):
         )
 
     def _limit(self, losses: np.ndarray) -> tuple[float, float]:
-        """Return the largest unremarkable loss and the median."""
+        """Return the largest loss that is no spike, and the median."""
         finite = losses[np.isfinite(losses)]
         if len(losses) < self.window or not len(finite):
             return math.inf, math.nan
         median = float(np.median(finite))
         deviation = float(np.median(np.abs(finite - median)))
-        # A loss that stands still has no deviation: a thousandth more is no spike.
+        # A constant loss has no deviation: allow a thousandth.
         return median + max(self.spike * deviation, 1e-3 * abs(median)), median
 
     def _write(self, kind: str, batches: list[dict[str, Any]], **extra: float) -> list[str]:
-        """Append one line on these batches; gives all their images."""
+        """Append a line on these batches; return all their images."""
         images = [path for batch in batches for path in batch['images']]
         losses = [
             {name: _json_number(value) for name, value in batch['losses'].items()}
@@ -176,9 +175,9 @@ class NumericsHook(Hook):
 def _all_finite(
     wrapper: OptimWrapper, optimizer: torch.optim.Optimizer, buffers: list[Tensor]
 ) -> bool:
-    """Judge gradients and buffers by their norms, on all ranks alike.
+    """Check gradients and buffers on all ranks.
 
-    By the largest element where we measure: the sum of squares of finite numbers may overflow.
+    Uses the infinity norm: a sum of squares of finite numbers may overflow.
     """
     if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
         # OptimWrapper has just measured it, and scaled the gradients by its inverse.
@@ -204,7 +203,7 @@ def _copy(to: list[Tensor], source: list[Tensor]) -> None:
 
 
 def _paths(data_batch: Any) -> list[str]:
-    """Image paths of a batch as mmpretrain, mmseg and mmdet collate it, as far as it names them."""
+    """Return the image paths in a batch as mmpretrain, mmseg and mmdet collate it."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else None
     samples = samples if isinstance(samples, list | tuple) else []
     paths = (getattr(sample, 'img_path', None) for sample in samples)
@@ -216,7 +215,7 @@ def _number(value: Any) -> float:
 
 
 def _json_number(value: Any) -> float | str:
-    """Return a number, or 'nan', 'inf', '-inf', which JSON has no numbers for."""
+    """Return a number, or 'nan', 'inf', '-inf', which JSON lacks."""
     number = _number(value)
     return number if math.isfinite(number) else str(number)
 

@@ -1,4 +1,4 @@
-"""A picture of reconstructions after each validation of a tokenizer in training."""
+"""Draw reconstructions after each validation of a tokenizer in training."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,27 @@ from torch import Tensor
 
 from ...tokenizers.base import to_uint8
 
-GAP = 4  # px between the images, white
-MIN_SIDE = 128  # px: smaller images are enlarged by a whole factor
+GAP = 4  # white pixels between images
+MIN_SIDE = 128  # pixels; smaller images are enlarged by an integer factor
 
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Adds a picture 'reconstructions' to the visualizer: originals above what came back.
+    """Adds an image 'reconstructions' to the visualizer: originals above their reconstructions.
 
-    It shows the first images of the validation set, those of the main process where there are
-    more; data samples need `original` and `reconstruction`, (3, H, W) in [0, 1]. MMEngine's local
-    backend saves it as vis_data/vis_image/reconstructions_<iteration>.png.
+    Shows the first validation images of the main process. Data samples need `original` and
+    `reconstruction`, (3, H, W) in [0, 1]. MMEngine's local backend saves the image as
+    vis_data/vis_image/reconstructions_<iteration>.png.
     """
 
     def __init__(self, num_images: int = 8):
         if num_images < 1:
-            raise ValueError(f'num_images must be 1 or more, got {num_images}')
+            raise ValueError(f'expected num_images >= 1, got {num_images}')
         self.num_images = num_images
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Forget the images of a validation that was interrupted."""
+        """Drop images of an interrupted validation."""
         self._pairs = []
 
     def after_val_iter(
@@ -49,7 +49,7 @@ class ReconstructionHook(Hook):
                 self._pairs.append((sample.original.cpu(), sample.reconstruction.cpu()))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Draw."""
+        """Draw the kept images."""
         if self._pairs:
             rows = (torch.stack(images) for images in zip(*self._pairs, strict=True))
             runner.visualizer.add_image('reconstructions', picture(*rows), step=runner.iter)
@@ -57,7 +57,7 @@ class ReconstructionHook(Hook):
 
 
 def picture(originals: Tensor, reconstructions: Tensor) -> np.ndarray:
-    """Two rows of images (B, 3, H, W) in [0, 1] as one RGB picture, uint8."""
+    """Return two rows of images (B, 3, H, W) in [0, 1] as one RGB image, uint8."""
     factor = -(-MIN_SIDE // min(originals.shape[2:]))
     rows = np.stack([to_uint8(originals.float()), to_uint8(reconstructions.float())])
     rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)

@@ -1,7 +1,5 @@
-"""Checkpoints that no crash, full disk or signal can spoil."""
+"""Checkpoints that survive crashes, full disks and signals."""
 
-import hashlib
-import io
 import os.path as osp
 import time
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import _load_checkpoint
 
 from ...errors import SetupError
 from ...fileio.atomic_files import FULL, remove_leftovers, write_atomically
@@ -28,35 +25,38 @@ from ..sharding import consolidate
 INTERRUPTED = 'interrupted_iter_{}.pth'
 
 
-class _KeepsAll:
-    """A file backend in whose eyes there is nothing to remove.
+class _RemovesLater:
+    """A file backend that postpones removals.
 
-    MMEngine removes old checkpoints before it writes the new one; here that happens afterwards.
+    MMEngine removes old checkpoints before it writes the new one.
     """
 
     def __init__(self, backend: object):
-        self._backend = backend
+        self._backend, self._outdated = backend, []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._backend, name)
 
-    def isfile(self, path: str) -> bool:
-        return False
+    def remove(self, path: str) -> None:
+        if path not in self._outdated and self.isfile(path):
+            self._outdated.append(path)
 
-    isdir = isfile
+    def remove_now(self) -> None:
+        while self._outdated:
+            self._backend.remove(self._outdated.pop(0))
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, same arguments, for runs that may be stopped at any moment.
 
-    Local files appear complete or not at all, `last_checkpoint` follows the file it names, and
-    what `max_keep_ckpts` or a better `save_best` makes outdated goes last. Checkpoints also hold
-    `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`). Addresses such
-    as s3://... keep MMEngine's backend, which decides itself how it writes.
+    Local files are written atomically, `last_checkpoint` follows the file it names, and what
+    `max_keep_ckpts` or a better `save_best` replaces is removed last. Checkpoints also hold
+    `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`). Remote paths
+    such as s3://... keep MMEngine's backend.
 
     Raises:
-        SetupError: the disk is full; it names the last good checkpoint.
+        SetupError: the disk is full; names the last good checkpoint.
     """
 
     _rank_states: list | None = None  # to be saved, or loaded and to be restored
@@ -67,16 +67,16 @@ class SafeCheckpointHook(CheckpointHook):
         """Choose the backend, clean up after killed writers, restore the state of this rank."""
         if self.file_client_args is not None:
             raise SetupError('SafeCheckpointHook takes backend_args, not the old file_client_args')
-        _check_one_place(runner)
+        _check_shared_work_dir(runner)
         place = str(self.out_dir or runner.work_dir)
         if isinstance(get_file_backend(place, backend_args=self.backend_args), LocalBackend):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
-        self._files, self.file_backend = self.file_backend, _KeepsAll(self.file_backend)
+        self.file_backend = _RemovesLater(self.file_backend)
         if is_main_process():
             for folder in {runner.work_dir, str(self.out_dir)}:
                 for path in remove_leftovers(folder):
-                    runner.logger.info(f'removed {path}, which was never finished')
+                    runner.logger.info(f'removed incomplete file {path}')
         if self._rank_states is not None and runner.iter:  # else only weights were loaded
             restore(runner, self._rank_states)
         self._rank_states = None
@@ -88,9 +88,9 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint['rank_states'] = self._rank_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the state of the ranks until everything else is ready; find the place of the run.
+        """Keep `rank_states` until the run is set up; adapt the position to the batch size.
 
-        With another batch, `resume.move_position` counts it anew, and sums of gradients are void.
+        Accumulated gradients of another batch size are dropped.
         """
         states, meta = checkpoint.pop('rank_states', None), checkpoint.get('meta') or {}
         if 'iter' not in meta:
@@ -99,13 +99,13 @@ class SafeCheckpointHook(CheckpointHook):
         move_position(meta, _facts(runner))
         if states is not None and meta['iter'] != place:
             runner.logger.warning(
-                'the sums of gradients in the checkpoint are of another batch: dropped'
+                'dropped the accumulated gradients in the checkpoint: the batch size has changed'
             )
             states = None
         self._rank_states = states
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Note that the loop's counters now stand behind the iteration."""
+        """Remember that the loop's counters already include the iteration."""
         self._validating = True
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
@@ -115,10 +115,10 @@ class SafeCheckpointHook(CheckpointHook):
         self._validating = False
 
     def save_now(self, runner: Runner) -> str:
-        """Save what a run needs to go on exactly here, and return the path.
+        """Save a checkpoint to resume exactly here, and return its path.
 
-        To be called on all ranks, at the end of an `after_train_iter` or `after_val_iter`. The
-        next checkpoint removes the file.
+        Call it on all ranks, at the end of an `after_train_iter` or `after_val_iter`. The next
+        checkpoint replaces the file.
         """
         done = runner.iter + (not self._validating)
         if self._saved_iter == done and self.save_optimizer and self.save_param_scheduler:
@@ -129,35 +129,27 @@ class SafeCheckpointHook(CheckpointHook):
         return self.last_ckpt
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = []
+        outdated = ''
         if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
+                outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self._write(runner, self.filename_tmpl.format(step), meta)
-        for name in outdated:
-            self._remove(self._files.join_path(self.out_dir, name))
+        self._remove(outdated)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        old = self._best_files()
         with self._full_disk_explained(runner):
             super()._save_best_checkpoint(runner, metrics)
-        for path in old - self._best_files():
-            self._remove(path)
-
-    def _best_files(self) -> set[str]:
-        paths = [getattr(self, 'best_ckpt_path', None)]
-        paths += getattr(self, 'best_ckpt_path_dict', {}).values()
-        return {path for path in paths if path}
+        self.file_backend.remove_now()
 
     def _write(self, runner: Runner, name: str, meta: dict, complete: bool = False) -> None:
-        """Write a checkpoint, then last_checkpoint; then interrupted ones are superseded."""
+        """Write a checkpoint, then last_checkpoint, then remove older interrupted ones."""
         save_optimizer = self.save_optimizer or complete
         if save_optimizer:
             consolidate(runner)
             self._rank_states = collect(runner)
-        self.last_ckpt = self._files.join_path(self.out_dir, name)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         with self._full_disk_explained(runner):
             runner.save_checkpoint(
@@ -175,34 +167,18 @@ class SafeCheckpointHook(CheckpointHook):
                 write_atomically(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         self._rank_states = None
         self._saved_iter = meta['iter']
-        self._remove_interrupted(but=name)
+        files = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False)
+        self._remove(*(f for f in files if Path(f).match(INTERRUPTED.format('*')) and f != name))
 
     @master_only
-    def _remove_interrupted(self, but: str) -> None:
-        for name in list(self._files.list_dir_or_file(self.out_dir, list_dir=False)):
-            if Path(name).match(INTERRUPTED.format('*')) and name != but:
-                self._remove(self._files.join_path(self.out_dir, name))
-
-    @master_only
-    def _remove(self, path: str) -> None:
-        if self._files.isfile(path):
-            self._files.remove(path)
-
-    @master_only
-    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        """Write the published keys to a file named by the first digits of its SHA-256."""
-        checkpoint = _load_checkpoint(ckpt_path, map_location='cpu')
-        buffer = io.BytesIO()
-        torch.save({k: v for k, v in checkpoint.items() if k in self.published_keys}, buffer)
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        path = f'{osp.splitext(ckpt_path)[0]}-{digest[:8]}.pth'
-        with self._full_disk_explained(runner):
-            self._files.put(buffer.getvalue(), path)
-        runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}.')
+    def _remove(self, *names: str) -> None:
+        for name in filter(None, names):
+            self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
+        self.file_backend.remove_now()
 
     @contextmanager
     def _own_weights(self, runner: Runner) -> Iterator[None]:
-        """Take the averaged weights out of the model, where EMAHook has them while validating."""
+        """Swap the averaged weights out of the model, where EMAHook keeps them while validating."""
         swapped = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and self._validating]
         for hook in swapped:
             hook._swap_ema_parameters()
@@ -223,18 +199,18 @@ class SafeCheckpointHook(CheckpointHook):
             last = noted.read_text() if noted.is_file() else 'none yet'
             raise SetupError(
                 f'cannot write {error.filename}: {error.strerror}. Last good checkpoint: {last}. '
-                'Free space, then give the same command with --resume'
+                'Free space, then rerun the same command with --resume'
             ) from error
 
 
-def _check_one_place(runner: Runner) -> None:
-    """Refuse work dirs of their own, in which processes find different checkpoints."""
+def _check_shared_work_dir(runner: Runner) -> None:
+    """Refuse separate work dirs, in which processes find different checkpoints."""
     place = torch.tensor([runner.epoch, runner.iter], device=get_device())
     places = [found.tolist() for found in all_gather(place)]
     if any(found != places[0] for found in places):
         raise SetupError(
-            f'the processes resume at different (epoch, iteration): {places}; the work dir must be '
-            'the same for all machines'
+            f'the processes resume at different (epoch, iteration): {places}; all machines must '
+            'share the work dir'
         )
 
 

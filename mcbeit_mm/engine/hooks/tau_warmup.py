@@ -10,20 +10,19 @@ from ...targets import tau_at
 
 @HOOKS.register_module()
 class TauWarmupHook(Hook):
-    """Moves tau linearly from `tau_start` to the head's own tau over the first epochs, see
-    `targets.tau_at`.
+    """Changes tau linearly from `tau_start` to the head's tau over the first epochs.
 
-    The published recipe keeps tau constant at 4.0 and needs no such hook. Epochs are counted
-    absolutely, so a resumed run continues the schedule.
+    The published recipe keeps tau at 4.0 and does not use this hook. The schedule is a function of
+    the epoch (`targets.tau_at`), so a resumed run continues it.
     """
 
     def __init__(self, tau_start: float, warmup_epochs: int = 30):
         if tau_start <= 0:
-            raise ValueError(f'tau_start must be positive, got {tau_start}')
+            raise ValueError(f'expected tau_start > 0, got {tau_start}')
         self.tau_start, self.warmup_epochs = tau_start, warmup_epochs
 
     def before_train(self, runner: Runner) -> None:
-        """Remember the final tau."""
+        """Store the final tau."""
         model = unwrap(runner.model)
         self._settings = model.head.multi_choice
         self._tau = self._settings.tau
@@ -35,9 +34,9 @@ class TauWarmupHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Log it, as MMEngine does the learning rate."""
+        """Log tau next to the learning rate."""
         runner.message_hub.update_scalar('train/tau', self._settings.tau)
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the final tau in place."""
+        """Restore the final tau."""
         self._settings.tau = self._tau

@@ -9,6 +9,7 @@ from mmengine.dist import broadcast
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...layers.blocks import check_choice
 from ..base import embed_tokens
 from ..gumbel_vqgan import GumbelVQGAN
 from .codebook import scale_for_entropy
@@ -40,11 +41,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if temperature_schedule not in ('exponential', 'cosine'):
-            raise ValueError(
-                "Expected temperature_schedule 'exponential' or 'cosine', got "
-                f'{temperature_schedule!r}'
-            )
+        check_choice('temperature_schedule', temperature_schedule, ('exponential', 'cosine'))
         if min(temperature) <= 0:
             raise ValueError(f'Expected positive temperatures, got {temperature}')
         self.temperature, self.temperature_schedule = temperature, temperature_schedule
@@ -59,9 +56,8 @@ class GumbelVQGANTrainer(VQGANTrainer):
 
     def current_kl_weight(self) -> float:
         """Return the KL weight of the current iteration."""
-        if isinstance(self.kl_weight, (int, float)):
-            return self.kl_weight
-        start, end = self.kl_weight
+        weight = self.kl_weight
+        start, end = (weight, weight) if isinstance(weight, (int, float)) else weight
         return start + (end - start) * self.progress()
 
     def quantize(self, latents: Tensor) -> Quantized:

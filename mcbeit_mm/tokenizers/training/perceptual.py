@@ -39,12 +39,10 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        vgg_weights: str | os.PathLike,
-        lpips_weights: str | os.PathLike | None = None,
+        self, vgg_weights: str | os.PathLike, lpips_weights: str | os.PathLike | None = None
     ):
         super().__init__()
-        from torchmetrics.functional.image import lpips  # takes a second: not at module level
+        from torchmetrics.functional.image import lpips  # slow to import
 
         if lpips_weights is None:
             lpips_weights = Path(lpips.__file__).parent / 'lpips_models' / 'vgg.pth'
@@ -52,14 +50,8 @@ class PerceptualLoss(nn.Module):
             self.lpips = lpips._NoTrainLpips(
                 pretrained=False, net='vgg', pnet_rand=True, use_dropout=False
             )
-        shapes = {_plain(k): tuple(v.shape) for k, v in self.lpips.state_dict().items()}
-        weights = _read('vgg_weights', vgg_weights, shapes, 'features.')
-        weights |= _read('lpips_weights', lpips_weights, shapes, 'lin')
-        for name, module in self.lpips.named_modules():
-            for kind, _ in list(module.named_parameters(recurse=False)):
-                delattr(module, kind)  # a buffer moves with the module but is not saved
-                tensor = weights[_plain(f'{name}.{kind}')]
-                module.register_buffer(kind, tensor, persistent=False)
+        self._load('vgg_weights', vgg_weights, 'features.')
+        self._load('lpips_weights', lpips_weights, 'lin')
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return distances (B,), fp32, of images (B, 3, H, W) in [-1, 1]; gradients reach both.
@@ -75,31 +67,30 @@ class PerceptualLoss(nn.Module):
         with torch.autocast(a.device.type, enabled=False):
             return self.lpips(a.float(), b.float()).flatten()
 
+    def _load(self, argument: str, file: str | os.PathLike, prefix: str) -> None:
+        """Replace parameters by tensors of a file, as buffers that move along but are not saved."""
+        source = SOURCES[argument]
+        try:
+            state = state_dict_of(read_checkpoint(file))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'{argument}: {error}. Nothing is downloaded; get {source}'
+            ) from None
+        state = {_plain(name): tensor.float() for name, tensor in state.items()}
+        for path, parameter in list(self.lpips.named_parameters()):
+            name, shape = _plain(path), tuple(parameter.shape)
+            if not name.startswith(prefix):
+                continue
+            got = tuple(state[name].shape) if name in state else None
+            if got != shape:
+                what = f'no {name}' if got is None else f'{name} of shape {got}'
+                raise ValueError(f'{file} has {what}, expected shape {shape}: get {source}')
+            module, _, kind = path.rpartition('.')
+            delattr(self.lpips.get_submodule(module), kind)
+            self.lpips.get_submodule(module).register_buffer(kind, state[name], persistent=False)
+
 
 def _plain(name: str) -> str:
-    """Map names of torchmetrics and of the files to torchvision's features.N.* and linN.weight.
-
-    LPIPS saves its layers as linN.model.1, or as linN.model.0 without the dropout before it.
-    """
+    """Return a tensor's name as in torchvision, features.N.*, or LPIPS without nesting, linN.*."""
     name = re.sub(r'^net\.slice\d\.', 'features.', name)
-    return re.sub(r'^lin(?:s\.)?(\d)\.model\.[01]\.', r'lin\1.', name)
-
-
-def _read(
-    argument: str, file: str | os.PathLike, shapes: dict[str, tuple[int, ...]], prefix: str
-) -> dict[str, Tensor]:
-    """Return the tensors of a file whose names start with `prefix`; check their shapes."""
-    try:
-        state = state_dict_of(read_checkpoint(file))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'{argument}: {error}. Nothing is downloaded; get {SOURCES[argument]}'
-        ) from None
-    state = {_plain(name): tensor.float() for name, tensor in state.items()}
-    expected = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
-    for name, shape in expected.items():
-        got = tuple(state[name].shape) if name in state else None
-        if got != shape:
-            what = f'{name} of shape {got}' if got else f'no {name}'
-            raise ValueError(f'{file} has {what}, expected shape {shape}: get {SOURCES[argument]}')
-    return {name: state[name] for name in expected}
+    return re.sub(r'^(lin\d)\.model\.[01]\.', r'\1.', name)  # 1 behind a dropout, else 0

@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ...layers.blocks import check_choice
 from ..vqgan import VQGAN
 from .codebook import CodeUsage, as_vectors, count_codes, draw, kmeans
 from .discriminator import adversarial_loss
@@ -76,8 +77,7 @@ class VQGANTrainer(BaseModel):
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         _check_phases(warmup_iters, disc_start if discriminator else 0, total_iters)
-        if rec_loss not in REC_LOSSES:
-            raise ValueError(f'Expected rec_loss in {", ".join(REC_LOSSES)}, got {rec_loss!r}')
+        check_choice('rec_loss', rec_loss, tuple(REC_LOSSES))
         self.sizes = dict(ddconfig=dict(ddconfig), n_embed=n_embed, embed_dim=embed_dim)
         self.vqgan = self.network(**self.sizes)
         self.warmup_iters, self.total_iters = warmup_iters, total_iters
@@ -215,9 +215,9 @@ class VQGANTrainer(BaseModel):
         """
         since = int(self.iteration) - self.warmup_iters
         if not self.has_codes:
-            vectors, self._latents = torch.cat(self._latents), []
+            vectors, num_codes = torch.cat(self._latents), self.vqgan.vocab_size
+            self._latents = []
             self.placed.fill_(True)
-            num_codes = self.vqgan.vocab_size
             self.place_codes(kmeans(vectors, num_codes), vectors)
             print_log(f'Placed {num_codes} codes by k-means over {len(vectors)} latents', 'current')
         elif since > 0 and self.restart_interval and since % self.restart_interval == 0:

@@ -7,10 +7,10 @@ import yaml
 from conftest import ROOT
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from tiny_cache import write_header
 
 import mcbeit_mm  # noqa: F401  registers what the configs name
-from mcbeit_mm.cached_targets.cache import MANIFEST, CachePlan, open_cache
-from mcbeit_mm.cached_targets.records import RecordFormat
+from mcbeit_mm.cached_targets.cache import HEADER
 from mcbeit_mm.config.checks.grids import check_grids
 from mcbeit_mm.tokenizers.vqgan import VQGANTokenizer
 
@@ -150,20 +150,12 @@ def test_cached_sizes_are_compared(tmp_path, monkeypatch):
     monkeypatch.setenv('MCBEIT_CACHE', str(tmp_path))
     cfg = Config.fromfile(ROOT / f'configs/pretrain/{CACHED}.py')
 
-    def write_manifest(second_size):
-        record = RecordFormat(8192, (14, 14), 4, 4.0, 'float16')
-        crop = dict(size=224, second_size=second_size)
-        plan = CachePlan(record, 0, 1, 0, 1, 8, crop, {})
-        (tmp_path / MANIFEST).write_text(plan.as_json())
-        open_cache.cache_clear()
-
-    write_manifest(112)
+    write_header(tmp_path, vocab_size=8192, grid=(14, 14), crop=dict(size=224, second_size=112))
     check_grids(cfg)
-    write_manifest(96)
+    write_header(tmp_path, vocab_size=8192, crop=dict(size=224, second_size=96))
     with pytest.raises(ValueError, match='gives 12x12 tokens'):
         check_grids(cfg)
-    (tmp_path / MANIFEST).unlink()
-    open_cache.cache_clear()
+    (tmp_path / HEADER).unlink()
     with pytest.raises(FileNotFoundError, match='no cached targets'):
         check_grids(cfg)
 

@@ -1,4 +1,4 @@
-"""Pairs of images and masks, right and wrong in every way."""
+"""Pairs of images and masks, correct and with one mistake each."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_right_set(root):
 
 def test_header_check_reads_no_ids(root):
     put_mask(root, 'a.png', np.full((3, 4), 77))
-    assert not check_ade20k(root, decode=False).errors
+    assert not check_ade20k(root, fast=True).errors
     assert 'ids outside 1..3' in errors(check_ade20k(root))
 
 
@@ -54,7 +54,7 @@ def test_missing_pairs(root):
     (root / 'annotations/training/b.png').rename(root / 'annotations/training/b.jpg')
     (root / 'annotations/training/.DS_Store').touch()
     report = check_ade20k(root)
-    assert list(report.notes) == ['file beside the masks that is no .png: not read']
+    assert list(report.notes) == ['file among the masks that is not a .png: skipped']
     assert 'images/training/b.jpg' in report.errors['image without a mask']
 
 
@@ -100,7 +100,7 @@ def test_ids_and_ignored_pixels(root):
     (place,) = check_ade20k(root).errors['mask with ids outside 1..3 (0 and 255 are ignored)']
     assert place == 'annotations/training/a.png: 4'
     (root / 'classes.txt').unlink()
-    assert not check_ade20k(root, num_classes=5, zero_is_class=True).errors
+    assert not check_ade20k(root, classes=5, zero_is_class=True).errors
 
 
 def test_zero_label_off_by_one_is_noticed(root):
@@ -112,7 +112,7 @@ def test_zero_label_off_by_one_is_noticed(root):
 
 
 def test_number_of_classes(root):
-    assert 'classes.txt names 3' in errors(check_ade20k(root, num_classes=4))
+    assert 'classes.txt names 3' in errors(check_ade20k(root, classes=4))
 
 
 def test_images_that_mmseg_leaves_out(root):

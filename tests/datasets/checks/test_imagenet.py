@@ -1,4 +1,4 @@
-"""Class folders and lists, right and wrong; the lists it writes are what mmpretrain reads."""
+"""Class folders and lists, correct and not; mmpretrain reads the written lists."""
 
 import pytest
 from PIL import Image
@@ -25,6 +25,10 @@ def put_list(root, split, order, extra=()):
     return f'{split}_map.txt'
 
 
+def put_lists(root, order):
+    return {f'{split}_list': put_list(root, split, order) for split in ('train', 'val')}
+
+
 def errors(report):
     return ' | '.join(report.errors)
 
@@ -36,8 +40,8 @@ def test_right_folders(root):
         'train: 12 images in 3 classes, 4 / 4 / 4 per class: n01 4, n02 4, n03 4'
     )
     assert 'MCBEIT_CLASSES=3' in next(iter(report.notes))
-    assert not check_imagenet(root, num_classes=3).notes
-    assert 'expected 4' in errors(check_imagenet(root, num_classes=4))
+    assert not check_imagenet(root, classes=3).notes
+    assert 'expected 4' in errors(check_imagenet(root, classes=4))
 
 
 def test_missing_and_nested_folder(root, tmp_path_factory):
@@ -72,21 +76,20 @@ def test_incomplete_imagenet(tmp_path):
         for i in range(999):
             (tmp_path / split / f'n{i:08d}').mkdir(parents=True)
             (tmp_path / split / f'n{i:08d}' / 'a.jpg').touch()
-    found = errors(check_imagenet(tmp_path, decode=False))
+    found = errors(check_imagenet(tmp_path, fast=True))
     assert 'train: 999 classes, expected 1000' in found
     assert 'val: 999 images, ImageNet-1k has 50000' in found
 
 
 def test_lists(root):
-    lists = {split: put_list(root, split, CLASSES) for split in ('train', 'val')}
-    report = check_imagenet(root, lists=lists)
+    report = check_imagenet(root, **put_lists(root, CLASSES))
     assert not report.errors and not any('order' in note for note in report.notes)
     permuted = ('n02', 'n03', 'n01')
-    lists = {split: put_list(root, split, permuted) for split in ('train', 'val')}
-    report = check_imagenet(root, lists=lists)
+    lists = put_lists(root, permuted)
+    report = check_imagenet(root, **lists)
     assert not report.errors and sum('not in sorted order' in note for note in report.notes) == 2
     put_list(root, 'val', CLASSES)
-    assert 'one label to different classes' in errors(check_imagenet(root, lists=lists))
+    assert 'one label to different classes' in errors(check_imagenet(root, **lists))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +102,13 @@ def test_lists(root):
     ],
 )
 def test_wrong_lists(root, extra, error):
-    lists = {'train': put_list(root, 'train', CLASSES, extra)}
-    assert error in errors(check_imagenet(root, lists=lists))
+    train_list = put_list(root, 'train', CLASSES, extra)
+    assert error in errors(check_imagenet(root, train_list=train_list))
 
 
 def test_labels_from_one(root):
-    lists = {'train': put_list(root, 'train', ('', *CLASSES))}
-    assert 'labels start at 1, subtract it' in errors(check_imagenet(root, lists=lists))
+    train_list = put_list(root, 'train', ('', *CLASSES))
+    assert 'labels start at 1, subtract it' in errors(check_imagenet(root, train_list=train_list))
 
 
 @pytest.mark.parametrize('line', ['a.jpg', 'a.jpg x', 'a.jpg\t1', '1'])
@@ -123,12 +126,14 @@ def test_flat_folder_with_a_list_and_an_order(root, tmp_path):
     order = ['n02', 'n03', 'n01']
     lines = [f'{p.name} {order.index(p.name[:3])}' for p in sorted((root / 'val').iterdir())]
     (root / 'val_map.txt').write_text('\n'.join(lines))
-    lists = dict(train=put_list(root, 'train', order), val='val_map.txt')
-    out = tmp_path / 'lists'
-    report = check_imagenet(root, lists=lists, order=order, write_to=out)
+    lists = dict(train_list=put_list(root, 'train', order), val_list='val_map.txt')
+    out, order_file = tmp_path / 'lists', tmp_path / 'order.txt'
+    order_file.write_text('\n'.join(order))
+    report = check_imagenet(root, **lists, label_order=order_file, write_lists=out)
     assert not report.errors
     assert (out / 'val.txt').read_text().splitlines()[0] == 'n01_0.jpg 0'
-    wrong = check_imagenet(root, lists=lists, order=['n03', 'n02', 'n01'])
+    order_file.write_text('n03 n02 n01')
+    wrong = check_imagenet(root, **lists, label_order=order_file)
     assert 'folder differs from the label order' in errors(wrong)
 
 
@@ -137,8 +142,7 @@ def test_written_lists_run_in_mmpretrain(root, tmp_path):
 
     (root / 'train/n02/3.jpg').write_bytes(b'')
     permuted = ('n02', 'n03', 'n01')
-    lists = {split: put_list(root, split, permuted) for split in ('train', 'val')}
-    report = check_imagenet(root, lists=lists, write_to=root / 'lists')
+    report = check_imagenet(root, **put_lists(root, permuted), write_lists=root / 'lists')
     assert 'empty file' in errors(report)
     assert (root / 'lists/classes.txt').read_text().split() == list(CLASSES)
     assert (root / 'lists/label_order.txt').read_text().split() == list(permuted)
@@ -158,5 +162,5 @@ def test_written_lists_run_in_mmpretrain(root, tmp_path):
 
 def test_no_lists_from_a_wrong_layout(root):
     (root / 'val/n03').rename(root / 'val/n04')
-    report = check_imagenet(root, write_to=root / 'lists')
+    report = check_imagenet(root, write_lists=root / 'lists')
     assert 'no lists written' in report.facts[-1] and not (root / 'lists').exists()

@@ -1,25 +1,23 @@
+"""The embedded data set: reproducible, consistent in all layouts, readable by mmpretrain & co."""
+
 import hashlib
 import json
 import runpy
-import shutil
 import sys
 from pathlib import Path
-from zlib import crc32
 
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS
+from conftest import ROOT
 
 pytest.importorskip('sklearn')
 pytest.importorskip('skimage')
 
-from mcbeit_mm.datasets import photo_folder as datasets
+from mcbeit_mm.datasets.demo import layouts
 from mcbeit_mm.datasets.demo.layouts import DIGITS, make_demo_data
-from mcbeit_mm.datasets.photo_folder import PhotoFolder
 
 TRAIN, VAL, SIZE = 60, 20, 64
-ROOT = Path(__file__).parents[3]
 SPLITS = [('train', TRAIN, 'training'), ('val', VAL, 'validation')]
 
 
@@ -123,14 +121,14 @@ def test_run_lengths_at_the_image_corners(corner):
         opacity[:] = 1
     else:
         opacity[corner] = 1
-    annotation = datasets.coco_annotation(opacity, 4, 1, 1)
+    annotation = layouts.coco_annotation(opacity, 4, 1, 1)
     assert sum(annotation['segmentation']['counts']) == 35
     assert np.array_equal(decode(annotation['segmentation']), opacity > 0.5)
 
 
 def test_semantic_mask_ignores_soft_borders():
     opacities = np.array([[[0.0, 0.2, 0.5, 0.8]], [[0.0, 0.2, 0.5, 0.1]]])
-    assert datasets.semantic_mask(opacities, 7).tolist() == [[1, 0, 0, 9]]
+    assert layouts.semantic_mask(opacities, 7).tolist() == [[1, 0, 0, 9]]
 
 
 def test_finished_set_is_kept_and_others_are_made_again(tmp_path):
@@ -146,16 +144,20 @@ def test_finished_set_is_kept_and_others_are_made_again(tmp_path):
     assert hashes(tmp_path) == made
 
 
-def test_interrupted_set_is_made_again(tmp_path):
-    def stop_at_the_fifth(images):
-        for index, image in enumerate(images):
+def test_interrupted_set_is_made_again(tmp_path, monkeypatch):
+    draw_split = layouts.draw_split
+
+    def interrupted(*args):
+        for index, scene in enumerate(draw_split(*args)):
             if index == 5:
                 raise KeyboardInterrupt
-            yield image
+            yield scene
 
+    monkeypatch.setattr(layouts, 'draw_split', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_demo_data(tmp_path / 'a', 10, 10, 64, watch=stop_at_the_fifth)
+        make_demo_data(tmp_path / 'a', 10, 10, 64)
     assert not (tmp_path / 'a/info.json').exists()
+    monkeypatch.undo()
     make_demo_data(tmp_path / 'a', 10, 10, 64)
     make_demo_data(tmp_path / 'b', 10, 10, 64)
     assert hashes(tmp_path / 'a') == hashes(tmp_path / 'b')
@@ -197,11 +199,11 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
     assert not (tmp_path / 'out').exists()
 
 
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_tool(tmp_path, monkeypatch, capsys):
     sizes = ['--train', '10', '--val', '10', '--size', '64', '--seed', '3']
     monkeypatch.setattr(sys, 'argv', ['make_demo_data.py', '--out', str(tmp_path / 'out'), *sizes])
     runpy.run_path(str(ROOT / 'tools/make_demo_data.py'), run_name='__main__')
-    assert '20/20 images' in capsys.readouterr().out
+    assert '10 + 10 images' in capsys.readouterr().out
     info = json.loads((tmp_path / 'out/info.json').read_text())
     assert info['arguments'] | dict(train=10, val=10, size=64, seed=3) == info['arguments']
 
@@ -261,75 +263,3 @@ def test_mmdet_reads_it(demo):
     expected = [api.annToMask(a) for a in api.imgToAnns[item['img_id']]]
     assert np.array_equal(item['gt_masks'].masks, np.stack(expected))
     assert item['gt_bboxes_labels'].tolist() == [3] * len(expected)
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory) -> Path:
-    """120 images in nested folders and beside them, with files that are none."""
-    root = tmp_path_factory.mktemp('photos')
-    for folder in ('.', 'trip', 'trip/day 2', 'größe'):
-        (root / folder).mkdir(exist_ok=True)
-        for i in range(30):
-            cv2.imencode('.png', np.full((4, 4, 3), i, np.uint8))[1].tofile(
-                root / folder / f'{i}.PNG'
-            )
-        (root / folder / 'notes.txt').touch()
-        (root / folder / '.hidden.png').touch()
-    return root
-
-
-def paths(root, **kwargs) -> list[str]:
-    data = DATASETS.build(dict(type='PhotoFolder', data_root=str(root), **kwargs))
-    return [
-        str(Path(info['img_path']).relative_to(root))
-        for info in map(data.get_data_info, range(len(data)))
-    ]
-
-
-def test_photo_folder_takes_every_image(photos):
-    expected = sorted(str(file.relative_to(photos)) for file in photos.rglob('[0-9]*.PNG'))
-    assert len(expected) == 120 and sorted(paths(photos)) == expected
-    trip = paths(photos, data_prefix='trip')
-    assert sorted(trip) == [name for name in expected if name.startswith('trip/')]
-    assert (
-        paths(photos, data_prefix=dict(img_path='trip'))
-        == trip
-        == paths(photos, data_prefix=str(photos / 'trip'))
-    )
-    item = PhotoFolder(str(photos), pipeline=[dict(type='mmpretrain.LoadImageFromFile')])[0]
-    assert item['img'].shape == (4, 4, 3) and 'gt_label' not in item
-
-
-def test_photo_folder_splits_by_path(photos, tmp_path):
-    train, val = (paths(photos, split=split, val_share=0.2) for split in ('train', 'val'))
-    assert not set(train) & set(val) and sorted(train + val) == sorted(paths(photos))
-    expected = [name for name in paths(photos) if crc32(name.encode()) / 2**32 < 0.2]
-    assert val == expected and 12 <= len(val) <= 36
-    shutil.copytree(photos, tmp_path / 'moved')
-    (tmp_path / 'moved/trip/0.PNG').unlink()
-    again = paths(tmp_path / 'moved', split='val', val_share=0.2)
-    assert set(again) == set(val) - {'trip/0.PNG'}
-    part = paths(photos, split='val', val_share=0.2, data_prefix='trip')
-    assert set(part) == {name for name in val if name.startswith('trip/')}
-
-
-def test_photo_folder_with_a_relative_root(photos, monkeypatch):
-    monkeypatch.chdir(photos.parent)
-    relative = PhotoFolder(photos.name, split='val', val_share=0.2)
-    assert len(relative) == len(paths(photos, split='val', val_share=0.2))
-    prefix_only = PhotoFolder(data_prefix=str(photos), split='val', val_share=0.2)
-    assert len(prefix_only) == len(relative)
-
-
-def test_photo_folder_errors(photos, tmp_path):
-    with pytest.raises(FileNotFoundError, match='no data folder .*set MCBEIT_DATA=FOLDER'):
-        PhotoFolder(str(tmp_path / 'none'))
-    with pytest.raises(FileNotFoundError, match='no image .*.jpg.* below'):
-        PhotoFolder(str(tmp_path))
-    with pytest.raises(ValueError, match="split 'val' of the 120 images .* is empty"):
-        PhotoFolder(str(photos), split='val', val_share=1e-9)
-    with pytest.raises(ValueError, match="split 'train' of the 120 images .* is empty"):
-        PhotoFolder(str(photos), split='train', val_share=1 - 1e-9)
-    for wrong in (dict(split='test'), dict(val_share=0), dict(val_share=1.0)):
-        with pytest.raises(ValueError, match='0 < val_share < 1, got'):
-            PhotoFolder(str(photos), **wrong)

@@ -47,7 +47,7 @@ def test_registered_with_its_share():
         BadSamplesHook(max_share=2)
 
 
-def test_other_data_sets_are_left_alone(warned):
+def test_other_data_sets_are_ignored(warned):
     runner = runner_of(None, 'bad_none')
     hook = BadSamplesHook()
     hook.before_train(runner)
@@ -55,7 +55,7 @@ def test_other_data_sets_are_left_alone(warned):
     assert not warned and 'train/bad_samples' not in runner.message_hub.log_scalars
 
 
-def test_warns_once_for_each_rise(tmp_path, warned):
+def test_warns_once_for_each_increase(tmp_path, warned):
     bad = BadSamples(10_000, seed=0, report=tmp_path / 'bad.jsonl')
     runner = runner_of(bad, 'bad_rise')
     hook = BadSamplesHook(max_share=0.1)
@@ -70,7 +70,7 @@ def test_warns_once_for_each_rise(tmp_path, warned):
     assert counts == [0, 1, 1, 3, 3]
     assert [level for level, _ in warned] == [logging.WARNING] * 2
     first, second = (text for _, text in warned)
-    assert '1 training samples' in first and '5.jpg: BadImageError: truncated' in first
+    assert 'replaced so far: 1;' in first and '5.jpg: BadImageError: truncated' in first
     assert str(tmp_path / 'bad.jsonl') in first
     assert '5.jpg' not in second and '8.jpg' in second and '9.jpg' in second
 
@@ -117,7 +117,7 @@ class Mean(BaseModel):
 
 
 class Images(torch.utils.data.Dataset):
-    """The pictures of a folder through `LoadCheckedImage`."""
+    """Images of a folder read by `LoadCheckedImage`."""
 
     def __init__(self, root):
         from mcbeit_mm.datasets.images import LoadCheckedImage
@@ -175,7 +175,7 @@ def test_a_run_over_damaged_files(tmp_path):
         listed = map(json.loads, (work_dir / 'bad_samples.jsonl').read_text().splitlines())
         assert {line['path'] for line in listed} == {str(root / '05.jpg'), str(root / '20.jpg')}
         (log,) = work_dir.glob('*/*.log')
-        assert 'training samples could not be read' in log.read_text()
+        assert 'unreadable training samples' in log.read_text()
         assert 'bad_samples: 2\n' in log.read_text()
     assert torch.equal(*learnt)
     with pytest.raises(SetupError, match=r'of 64\) could not be read, more than a share of 0.02'):

@@ -1,4 +1,4 @@
-"""Files of two classes with one name give two pictures."""
+"""Files of two classes that share a name give two images."""
 
 import torch
 from mmengine.visualization import Visualizer

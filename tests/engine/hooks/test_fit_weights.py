@@ -1,4 +1,4 @@
-"""load_from takes what load_weights takes, by MMEngine's own runner; resuming is left alone."""
+"""load_from accepts what load_weights accepts; resumed runs are not changed."""
 
 import argparse
 
@@ -108,7 +108,7 @@ def test_unreadable_weights_are_a_setup_error(tmp_path):
         loaded(Classifier(), tmp_path, tmp_path / 'x.pth', FitWeightsHook())
 
 
-def test_other_models_and_resumed_runs_are_left_alone():
+def test_other_models_and_resumed_runs_are_unchanged():
     hook, state = FitWeightsHook(), {'weight': torch.ones(2, 2)}
     runner = argparse.Namespace(model=nn.Linear(2, 2), _resume=False)
     checkpoint = {'state_dict': state}
@@ -120,10 +120,10 @@ def test_other_models_and_resumed_runs_are_left_alone():
     assert checkpoint['state_dict'] is state
 
 
-def test_a_test_demands_the_head_too(tmp_path):
+def test_a_test_requires_the_head_too(tmp_path):
     path = tmp_path / 'pretrained.pth'
     torch.save(pretrained(), path)
-    with pytest.raises(SetupError, match='the checkpoint has no head.fc.weight'):
+    with pytest.raises(SetupError, match='the checkpoint lacks head.fc.weight'):
         loaded(Classifier(), tmp_path, path, FitWeightsHook(complete=True))
     trained = Classifier()
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')

@@ -1,4 +1,4 @@
-"""Signals end a run after the iteration: saved, status 75, without noise from workers."""
+"""Signals end a run after the iteration: saved, status 75, no tracebacks from workers."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ class Slow(Dataset):
 
 @pytest.fixture
 def runner():
-    """What the hook uses of a Runner; the process's signals are put back afterwards."""
+    """The parts of a Runner that the hook uses; restores the signal handlers."""
     handlers = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
     saver = Saver()
     loader = DataLoader(Slow(), num_workers=0)
@@ -55,7 +55,7 @@ def runner():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_signal_saves_once_and_leaves(runner, name, tmp_path, monkeypatch):
+def test_a_signal_saves_once_and_exits(runner, name, tmp_path, monkeypatch):
     monkeypatch.setenv('MCBEIT_INTERRUPTED', str(tmp_path / 'status'))
     hook = InterruptHook()
     hook.before_train(runner)
@@ -66,10 +66,10 @@ def test_a_signal_saves_once_and_leaves(runner, name, tmp_path, monkeypatch):
         hook.after_train_iter(runner, 1)
     assert stop.value.code == 75 and runner.saver.saved == 1
     assert (tmp_path / 'status').read_text() == '75\n'
-    os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, which spoils nothing any more
+    os.kill(os.getpid(), signal.SIGTERM)  # from the launcher; ignored now
 
 
-def test_a_validation_is_left_too(runner):
+def test_a_validation_is_interrupted_too(runner):
     hook = InterruptHook()
     hook.before_train(runner)
     hook.before_val_epoch(runner)
@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_interrupts_at_once(runner):
         time.sleep(1)
 
 
-def test_signals_are_given_back_after_training(runner):
+def test_signal_handlers_are_restored_after_training(runner):
     before = signal.getsignal(signal.SIGTERM)
     hook = InterruptHook()
     hook.before_train(runner)
@@ -160,7 +160,7 @@ def spawn(tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', ['train', 'val'])
-def test_ranks_leave_after_the_same_iteration(tmp_path, kind):
+def test_ranks_exit_after_the_same_iteration(tmp_path, kind):
     spawn(tmp_path, kind)
     assert [(tmp_path / f'rank{n}').read_text() for n in (0, 1)] == ['75 3 1', '75 3 1']
 
@@ -168,18 +168,21 @@ def test_ranks_leave_after_the_same_iteration(tmp_path, kind):
 def test_no_rank_saves_when_another_has_died(tmp_path):
     spawn(tmp_path, 'dies')
     text = (tmp_path / 'rank0').read_text()
-    assert text.startswith('another rank has ended') and text.endswith(' 0')
+    assert text.startswith('another rank has exited') and text.endswith(' 0')
     assert not (tmp_path / 'rank1').exists()
 
 
-# A training loop over two workers, with the hook's file alone: importing the package takes long.
-SCRIPT = """
-import importlib.util, sys, types
-package = types.ModuleType('package'); package.__path__ = [sys.argv[1]]
-hooks = types.ModuleType('package.hooks'); hooks.__path__ = [sys.argv[1] + '/hooks']
-sys.modules.update({'package': package, 'package.hooks': hooks})
-from package.hooks.interrupt import InterruptHook
-import os, time, torch
+# Only the hook's file, since importing the package is slow.
+IMPORTS = """
+import sys, types
+for name in ('', '.engine', '.engine.hooks'):
+    module = sys.modules['package' + name] = types.ModuleType('package' + name)
+    module.__path__ = [sys.argv[1] + name.replace('.', '/')]
+from package.engine.hooks.interrupt import InterruptHook
+"""
+# A training loop over two workers.
+LOOP = """
+import time, torch
 from types import SimpleNamespace
 from torch.utils.data import DataLoader, Dataset
 from mmengine.hooks import CheckpointHook
@@ -212,44 +215,69 @@ print('finished', flush=True)
 """
 
 
-def start(tmp_path):
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / 'script.py'), str(ROOT / 'mcbeit_mm')],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    line = process.stdout.readline()
-    assert line.startswith('running'), process.communicate()
-    return process, [int(pid) for pid in line.split()[1:]]
+def forked(out, err):
+    os.setsid()
+    for number, name, file in ((1, 'stdout', out), (2, 'stderr', err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, name, open(number, 'w'))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    exec(LOOP, dict(globals()))
 
 
-@pytest.mark.parametrize(
-    'name', ['SIGTERM', 'SIGINT', pytest.param('SIGUSR1', marks=pytest.mark.slow)]
-)
-def test_a_signal_to_the_process_group_ends_cleanly(tmp_path, name):
-    process, workers = start(tmp_path)
-    os.killpg(process.pid, signal.Signals[name])
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert out.count('saved\n') == 1 and 'go on by the same command with --resume' in out + err
+def start(tmp_path, real=False):
+    """Run LOOP in a new interpreter or a fork; return its pid, those of its workers, and `wait`."""
+    out, err = tmp_path / 'out', tmp_path / 'err'
+    if real:
+        (tmp_path / 'script.py').write_text(IMPORTS + LOOP)
+        command = [sys.executable, str(tmp_path / 'script.py'), str(ROOT / 'mcbeit_mm')]
+        with out.open('w') as stdout, err.open('w') as stderr:
+            process = subprocess.Popen(
+                command, stdout=stdout, stderr=stderr, start_new_session=True
+            )
+        wait = process.wait
+    else:
+        process = torch.multiprocessing.get_context('fork').Process(target=forked, args=(out, err))
+        process.start()
+
+        def wait(timeout):
+            process.join(timeout)
+            return process.exitcode
+
+    end = time.monotonic() + 60
+    while not (out.exists() and out.read_text().endswith('\n')):
+        assert time.monotonic() < end, err.read_text()
+        time.sleep(0.01)
+    words = out.read_text().split()
+    assert words[0] == 'running'
+    return process.pid, [int(pid) for pid in words[1:]], wait
+
+
+@pytest.mark.parametrize('name, real', [('SIGTERM', False), ('SIGINT', True), ('SIGUSR1', False)])
+def test_a_signal_to_the_process_group_ends_cleanly(tmp_path, name, real):
+    pid, workers, wait = start(tmp_path, real)
+    os.killpg(pid, signal.Signals[name])
+    code = wait(60)
+    out, err = ((tmp_path / name).read_text() for name in ('out', 'err'))
+    assert code == 75, err
+    assert out.count('saved\n') == 1 and 'rerun the same command with --resume' in out + err
     assert err.splitlines()[0].startswith(f'{name}: saving after this iteration')
     assert 'Traceback' not in err and 'Interrupt' not in err
-    assert not any(os.path.exists(f'/proc/{pid}') for pid in workers)
+    assert not any(os.path.exists(f'/proc/{worker}') for worker in workers)
 
 
 def test_workers_end_with_a_killed_process(tmp_path):
-    process, workers = start(tmp_path)
-    process.kill()
-    process.communicate()
-    end = time.monotonic() + 30  # they look for their parent every 5 s
-    while any(os.path.exists(f'/proc/{pid}') for pid in workers):
+    pid, workers, wait = start(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    wait(60)
+    end = time.monotonic() + 30  # they check for their parent every 5 s
+    while any(os.path.exists(f'/proc/{worker}') for worker in workers):
         assert time.monotonic() < end
         time.sleep(0.2)
 
 
 def test_a_stuck_worker_can_be_ended_by_its_parent():
     loader = DataLoader(Slow(), num_workers=1)
-    interrupt._spare_workers(loader, [signal.SIGTERM])
+    interrupt._shield_workers(loader, [signal.SIGTERM])
     batches = iter(loader)
     next(batches)
     (worker,) = batches._workers

@@ -1,9 +1,8 @@
-"""KNNHook in small real runs: right numbers, untouched training."""
+"""KNNHook in small real runs: correct numbers, unchanged training."""
 
 import json
-import multiprocessing
 import random
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,7 +57,7 @@ def make_model():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Two classes: stripes of two periods; 13 + 7 images, so that ranks get unequal shares."""
+    """Two classes: stripes of two periods; 13 + 7 images, so that ranks get different numbers."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp('images')
     for split, nums in (('train', (7, 6)), ('val', (4, 3))):
         for label, num in enumerate(nums):
@@ -71,8 +70,13 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope='module')
+def datasets(folder):
+    return evaluation.folder_datasets(folder, 32, MEAN, STD)
+
+
 def train(work_dir, folder, hooks, max_epochs=3):
-    """A run with random crops, masks, drop path, and a loader that restarts every epoch."""
+    """Train with random crops, masks and drop path."""
     runner = Runner(
         make_model(),
         str(work_dir),
@@ -115,7 +119,7 @@ def scalars(work_dir):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, folder):
-    """Work dirs of the same training with and without the hook, and the runner with it."""
+    """Work dirs of the same training without and with the hook, and the runner of the latter."""
     plain, hooked = (tmp_path_factory.mktemp(name) for name in ('plain', 'hooked'))
     hook = dict(type='KNNHook', data=str(folder), interval=2, k=5, batch_size=4, num_workers=0)
     train(plain, folder, [])
@@ -137,7 +141,7 @@ def test_training_is_bit_identical(runs):
     assert runner.model.backbone.out_indices == (1,)
 
 
-def test_accuracy_is_logged_every_interval_and_at_the_end(runs, folder):
+def test_accuracy_is_logged_every_interval_and_at_the_end(runs, datasets):
     _, work_dir, runner = runs
     logged = [record for record in scalars(work_dir) if 'knn_top1' in record]
     assert [(r['epoch'], r['step']) for r in logged] == [(2, 8), (3, 12)]
@@ -145,7 +149,7 @@ def test_accuracy_is_logged_every_interval_and_at_the_end(runs, folder):
         evaluation.extract_features(
             runner.model.backbone, evaluation.ordered_loader(d, 3, 0), 'cpu', [1]
         )
-        for d in evaluation.folder_datasets(folder, 32, MEAN, STD)
+        for d in datasets
     ]
     data = [x for part in parts for x in (part['feats'][0], part['labels'])]
     expected = evaluation.knn_accuracy(*data, k=5)
@@ -174,46 +178,38 @@ def test_generators_are_restored(tmp_path, folder):
     'changes, message',
     [
         (dict(data='nowhere'), 'no folder nowhere/train'),
-        (dict(k=14), r'k must lie in \[1, 13\], got 14'),
-        (dict(max_train=4), r'k must lie in \[1, 4\], got 5'),
+        (dict(k=14), r'expected k in \[1, 13\], got 14'),
+        (dict(max_train=4), r'expected k in \[1, 4\], got 5'),
         (dict(layer=2), 'no layer 2 among 2 blocks'),
     ],
 )
-def test_mistakes_show_before_training(tmp_path, folder, changes, message):
+def test_mistakes_show_before_training(folder, changes, message):
     hook = KNNHook(**{'data': str(folder), 'k': 5, **changes})
     with pytest.raises(SetupError, match=f'KNNHook: {message}'):
-        train(tmp_path, folder, [hook])
-    assert not list(tmp_path.glob('*.pth'))
+        hook.before_train(SimpleNamespace(model=make_model()))
 
 
-def _features_of_rank(rank, store, folder, out):
+def features_of_rank(rank, tmp_path, datasets):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{store}', rank=rank, world_size=2
+        'gloo', init_method=f'file://{tmp_path}/store', rank=rank, world_size=2
     )
-    hook = KNNHook(str(folder), batch_size=3, num_workers=0)
-    datasets = evaluation.folder_datasets(folder, 32, MEAN, STD)
-    backbone = make_model().backbone
-    parts = [hook._features(backbone, dataset, torch.device('cpu')) for dataset in datasets]
-    torch.save(parts, Path(out) / f'{rank}.pt')
+    torch.save(features(datasets), tmp_path / f'{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_gather_the_features_of_one(tmp_path, folder):
-    context = multiprocessing.get_context('fork')
-    arguments = (str(tmp_path / 'store'), folder, str(tmp_path))
-    workers = [context.Process(target=_features_of_rank, args=(r, *arguments)) for r in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    hook = KNNHook(str(folder), batch_size=3, num_workers=0)
-    backbone = make_model().backbone
-    for i, dataset in enumerate(evaluation.folder_datasets(folder, 32, MEAN, STD)):
-        feats, labels = hook._features(backbone, dataset, torch.device('cpu'))
+def features(datasets):
+    hook, backbone = KNNHook('', batch_size=3, num_workers=0), make_model().backbone
+    return [hook._features(backbone, dataset, torch.device('cpu')) for dataset in datasets]
+
+
+def test_two_ranks_gather_the_features_of_one(tmp_path, datasets):
+    torch.multiprocessing.start_processes(
+        features_of_rank, (tmp_path, datasets), nprocs=2, start_method='fork'
+    )
+    gathered = [torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1)]
+    for i, (feats, labels) in enumerate(features(datasets)):
         assert len(feats) == (13, 7)[i]
-        for rank in (0, 1):
-            gathered = torch.load(tmp_path / f'{rank}.pt')[i]
-            torch.testing.assert_close(gathered[0], feats, rtol=1e-5, atol=1e-5)
-            assert torch.equal(gathered[1], labels)
+        for rank in gathered:
+            torch.testing.assert_close(rank[i][0], feats, rtol=1e-5, atol=1e-5)
+            assert torch.equal(rank[i][1], labels)

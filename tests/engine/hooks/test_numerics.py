@@ -1,4 +1,4 @@
-"""Steps with non-finite gradients change nothing; spikes of the loss are reported."""
+"""Steps with non-finite gradients change nothing; loss spikes are reported."""
 
 import json
 import logging
@@ -79,7 +79,7 @@ class Snapshots(Hook):
 
 
 class ScaledOptimWrapper(OptimWrapper):
-    """AmpOptimWrapper's use of a GradScaler, on the CPU too; see its `step`."""
+    """Uses a GradScaler as AmpOptimWrapper does, on the CPU too."""
 
     def __init__(self, init_scale, **kwargs):
         super().__init__(**kwargs)
@@ -98,7 +98,7 @@ class ScaledOptimWrapper(OptimWrapper):
 
 
 def run(tmp_path, data, iters=8, hook=(), hooks=(), kind=OptimWrapper, model=Regression, **wrapper):
-    """Train on batches of 4 in order; gives the runner and the states before and after each."""
+    """Train on batches of 4 in order; return the runner and the states before and after each."""
     torch.manual_seed(0)
     model = model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -162,7 +162,7 @@ def test_an_infinite_norm_of_clipped_gradients_is_not_a_step_of_zeros(tmp_path):
     assert same(states[3], states[4]) and not same(states[4], states[5])
 
 
-def test_infinite_running_statistics_are_put_back_though_the_gradients_are_finite(tmp_path):
+def test_infinite_running_statistics_are_restored_though_gradients_are_finite(tmp_path):
     _, states = run(tmp_path, Numbers(bad=[13], value=1e30))  # a variance of 1e60
     assert same(states[3], states[4]) and not same(states[4], states[5])
     assert events(tmp_path)[0]['losses'][0]['loss'] < 10
@@ -236,14 +236,14 @@ def spikes(tmp_path, losses, window=50):
 
 def test_a_spike_is_reported_once(tmp_path):
     losses = 3 + 0.1 * np.random.default_rng(0).standard_normal(300)
-    losses[:40] += 5  # still falling, and no history yet
+    losses[:40] += 5  # before there is a history
     losses[200:203] = 9
     losses[210], losses[250] = np.nan, np.inf
     losses[251] = 9
     assert spikes(tmp_path, losses) == [201, 252]
 
 
-def test_noise_and_a_loss_that_stands_still_are_no_spikes(tmp_path):
+def test_noise_and_a_constant_loss_are_no_spikes(tmp_path):
     noise = np.random.default_rng(0).standard_normal(1500)
     assert spikes(tmp_path, 5 * np.exp(-np.arange(1500) / 500) + 0.2 * noise) == []
     assert spikes(tmp_path, 2 + 1e-4 * np.arange(400)) == []
@@ -276,7 +276,7 @@ def rank(number, tmp_path):
         hook.after_train_iter(runner, 0, batch, dict(loss=loss))
         stayed = all(torch.equal(before[k], v) for k, v in model.state_dict().items())
         assert stayed == (runner.iter == 1), (runner.iter, number)
-    # Gradients that only one rank sees, as with sharded parameters, are judged alike too.
+    # So are gradients that only one rank has, as with sharded parameters.
     local = nn.Linear(4, 1)
     runner.optim_wrapper = OptimWrapper(torch.optim.AdamW(local.parameters()))
     hook.before_train(runner)
@@ -307,7 +307,7 @@ def test_counts_survive_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize('settings', [dict(max_in_a_row=0), dict(spike=0), dict(window=1)])
 def test_impossible_settings(settings):
-    with pytest.raises(ValueError, match='need max_in_a_row'):
+    with pytest.raises(ValueError, match='expected max_in_a_row'):
         NumericsHook(**settings)
 
 

@@ -94,11 +94,11 @@ def test_only_the_main_process_draws(monkeypatch):
     hook.after_val_epoch(None)  # without a runner, drawing would fail
 
 
-def test_enlarged_by_a_whole_factor():
+def test_enlarged_by_an_integer_factor():
     shown = picture(torch.zeros(1, 3, 50, 60), torch.ones(1, 3, 50, 60))
     assert shown.dtype == np.uint8 and shown.shape == (2 * 150 + GAP, 180, 3)
 
 
 def test_number_of_images():
-    with pytest.raises(ValueError, match='1 or more, got 0'):
+    with pytest.raises(ValueError, match='num_images >= 1, got 0'):
         ReconstructionHook(num_images=0)

@@ -1,4 +1,4 @@
-"""Warm-up of tau by absolute epoch."""
+"""Tau warms up as a function of the epoch."""
 
 from types import SimpleNamespace
 
@@ -29,5 +29,5 @@ def test_tau_moves_and_returns_to_the_heads_own():
 
 
 def test_impossible_start():
-    with pytest.raises(ValueError, match='must be positive'):
+    with pytest.raises(ValueError, match='tau_start > 0, got 0'):
         TauWarmupHook(tau_start=0)

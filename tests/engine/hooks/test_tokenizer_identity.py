@@ -1,4 +1,4 @@
-"""Only a resumed run insists on its tokenizer."""
+"""Only a resumed run requires the same tokenizer."""
 
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -26,7 +26,7 @@ def saved(sha256: str) -> dict:
 
 
 @pytest.mark.parametrize('resume', [False, True])
-def test_same_weights_pass_in_silence(resume):
+def test_same_weights_pass_without_a_message(resume):
     runner = runner_with('a' * 64, resume)
     TokenizerIdentityHook().after_load_checkpoint(runner, saved('a' * 64))
     TokenizerIdentityHook().after_load_checkpoint(runner, dict(meta={}))  # an older checkpoint
@@ -34,11 +34,11 @@ def test_same_weights_pass_in_silence(resume):
 
 
 def test_other_weights_stop_a_resumed_run():
-    with pytest.raises(SetupError, match='trained with tokenizer .*aaaa.*this run has .*bbbb'):
+    with pytest.raises(SetupError, match='trained with tokenizer .*aaaa.*this run uses .*bbbb'):
         TokenizerIdentityHook().after_load_checkpoint(runner_with('b' * 64, True), saved('a' * 64))
 
 
-def test_other_weights_only_warn_a_run_of_its_own():
+def test_other_weights_only_warn_without_resume():
     runner = runner_with('b' * 64, False)
     TokenizerIdentityHook().after_load_checkpoint(runner, saved('a' * 64))
     runner.logger.warning.assert_called_once()

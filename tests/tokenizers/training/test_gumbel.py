@@ -101,7 +101,7 @@ def test_cosine_is_tamings():
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="'exponential' or 'cosine', got 'linear'"):
+    with pytest.raises(ValueError, match="is 'linear', expected one of .'exponential', 'cosine'"):
         trainer(temperature_schedule='linear')
 
 

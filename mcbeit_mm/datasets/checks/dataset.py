@@ -1,0 +1,50 @@
+"""Check a data set of any layout: one entry point for the command line and Python."""
+
+from pathlib import Path
+
+from .ade20k import check_ade20k
+from .coco import check_coco
+from .common import EXTENSIONS, Report, inspect_images, list_images
+from .imagenet import check_imagenet
+
+
+def check_dataset(
+    layout: str, root: str | Path, out: str | Path | None = None, **options
+) -> Report:
+    """Check a data set; docs/transfer.md describes the layouts.
+
+    Args:
+        layout: 'imagenet', 'ade20k', 'coco' or 'folder'.
+        root: folder of the data set.
+        out: file for the report with every problem.
+        options: of the layout's check, and `fast`, `workers` and `progress`.
+
+    Raises:
+        FileNotFoundError: the folder, or a list of `options`, does not exist.
+        ValueError: a list is malformed.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f'no folder {root}')
+    report = CHECKS[layout](root, **options)
+    if out:
+        Path(out).write_text(report.text(examples=None) + '\n')
+    return report
+
+
+def check_folder(root: str | Path, **reading) -> Report:
+    """Check a tree of unlabeled images, as pretraining and tokenizer training take it.
+
+    Args:
+        root: folder with images at any depth.
+        reading: `fast`, `workers` and `progress`.
+    """
+    root, report = Path(root), Report()
+    names = list_images(root, report)
+    report.facts.append(f'{len(names)} images')
+    if not names:
+        report.error(f'no image ({", ".join(EXTENSIONS)}) below {root}')
+    inspect_images(root, names, report, **reading)
+    return report
+
+
+CHECKS = dict(imagenet=check_imagenet, ade20k=check_ade20k, coco=check_coco, folder=check_folder)
