@@ -1,10 +1,10 @@
-"""mc-BEiT ViT-B/16 on 8 GPUs without a tokenizer: its word on fixed crops comes from disk.
+"""mc-BEiT ViT-B/16 on 8 GPUs, with targets of fixed crops from disk instead of a tokenizer.
 
-MCBEIT_CACHE=FOLDER, made by tools/cache_targets.py from the config below. An image has only the
-crops that are in the cache: docs/target_cache.md.
+MCBEIT_CACHE=FOLDER, written by tools/cache_targets.py from the config below. Each image has only
+the crops that are in the cache: docs/target_cache.md.
 """
 
-_base_ = './mcbeit_vit-base-p16_8xb256-amp-coslr-800e_in1k.py'
+_base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
 cache = '{{$MCBEIT_CACHE:data/target_cache}}'
 model = dict(target_generator=dict(type='CachedTokenizer', checkpoint=cache))
@@ -14,4 +14,4 @@ train_pipeline = [
     dict(type='RandomPatchMask', grid_size=14, mask_ratio=0.75),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=256, dataset=dict(pipeline=train_pipeline))
