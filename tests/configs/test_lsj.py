@@ -5,11 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 pytest.importorskip('mmdet')
 import cv2
-from mmengine.config import Config
+from config_files import load
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 
@@ -21,7 +20,7 @@ SIZES = [(240, 240), (300, 100), (101, 307), (333, 251), (1501, 499), (37, 641),
 
 @pytest.fixture(scope='module')
 def cfg():
-    return Config.fromfile(ROOT / 'configs/detection' / CONFIG)
+    return load(f'detection/{CONFIG}')
 
 
 def write_image(path, height, width):
