@@ -1,4 +1,4 @@
-"""Checks of a config before the run is built: keys, files, sizes, lengths, precision, disk."""
+"""All checks of a config before a run: keys, files, classes, sizes, lengths, precision, disk."""
 
 import inspect
 from pathlib import Path
@@ -11,7 +11,6 @@ from mmpretrain.datasets import CustomDataset
 from ..fileio.pins import split_pin
 from .checks.batch import check_batch
 from .checks.classes import check_classes, innermost_dataset
-from .checks.dense_classes import check_dense_classes
 from .checks.disk import check_disk, count_parameters
 from .checks.grids import check_grids
 from .checks.keys import check_keys
@@ -19,9 +18,11 @@ from .checks.schedules import check_schedules
 
 
 def check_before_run(cfg: Config, testing: bool = False, checking: bool = False) -> None:
-    """Find at once what would fail minutes later; ValueError, FileNotFoundError, or a warning.
+    """Raise ValueError or FileNotFoundError, or warn, for mistakes that would show minutes later.
 
-    `checking` is for tools/train.py --check, which needs no GPU for a config in fp16.
+    Args:
+        testing: check the test set only.
+        checking: allow fp16 without a GPU, for tools/train.py --check.
     """
     check_keys(cfg)
     loaders = ('test_dataloader',) if testing else ('train_dataloader', 'val_dataloader')
@@ -29,10 +30,7 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
             _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
-    if cfg.get('default_scope') == 'mmpretrain':
-        check_classes(cfg, loaders)
-    else:
-        check_dense_classes(cfg, loaders)
+    check_classes(cfg, loaders)
     _check_load_from(cfg.get('load_from'))
     if testing:
         return
@@ -43,7 +41,7 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
     amp = cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper'
     if amp and not (checking or torch.cuda.is_available()):
         raise ValueError(
-            'this config trains in fp16, which needs a GPU: add --precision bf16 (or fp32)'
+            'this config trains in fp16, which needs a GPU: use --precision bf16 or fp32'
         )
     check_batch(cfg)
     if cfg.get('work_dir'):
@@ -61,13 +59,13 @@ def _check_initial_weights(init_cfg: ConfigDict | list | None) -> None:
         if path and not _exists(path):
             raise FileNotFoundError(
                 f'model.backbone.init_cfg.checkpoint: no file {path}; set MCBEIT_WEIGHTS=FILE (a '
-                'checkpoint of pretraining), or to train from scratch '
+                'pretraining checkpoint), or train from scratch with '
                 '--cfg-options model.backbone.init_cfg=None'
             )
 
 
 def _exists(path: str) -> bool:
-    """Whether there is such a file, without its pin; addresses are not looked up."""
+    """Whether a file, without its pin, exists; URLs are not looked up."""
     path, _ = split_pin(path)
     return '://' in path or Path(path).exists()
 
@@ -77,7 +75,7 @@ def _check_annotations(evaluator: ConfigDict | list | None) -> None:
         path = entry.get('ann_file')
         if path and not Path(path).is_file():
             raise FileNotFoundError(
-                f'evaluator: no annotation file {path}; set MCBEIT_DATA=FOLDER, or its ann_file'
+                f'evaluator: no annotation file {path}; set MCBEIT_DATA=FOLDER or its ann_file'
             )
 
 
@@ -94,7 +92,7 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
             )
     classes = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(classes, str) and not Path(classes).is_file():
-        raise FileNotFoundError(f'{name}: no class list {classes}: a file of one name per line')
+        raise FileNotFoundError(f'{name}: no class list {classes}, a file with one name per line')
     if dataset.get('ann_file'):
         annotations = fileio.join_path(root, dataset.ann_file)
         if not fileio.isfile(annotations):
@@ -104,4 +102,4 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
         extensions = tuple(dataset.get('extensions', extensions))
         files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
         if not any(file.lower().endswith(extensions) for file in files):
-            raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) below {folder}')
+            raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) in {folder}')

@@ -2,18 +2,17 @@
 
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.config import Config
+from config_files import load
 from PIL import Image
 
 from mcbeit_mm.config import preflight
 
-CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
+CONFIG = 'pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
 
 @pytest.fixture
 def cfg():
-    cfg = Config.fromfile(CONFIG)
+    cfg = load(CONFIG)
     sizes = dict(ddconfig=dict(ch_mult=[1, 1, 2, 4]), n_embed=8192, embed_dim=256)
     cfg.model.target_generator = dict(type='GumbelVQGANTokenizer', **sizes)  # no file to look for
     return cfg
@@ -50,7 +49,7 @@ def test_folder_without_images(cfg, tmp_path):
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train/notes.txt').touch()
-    with pytest.raises(FileNotFoundError, match='no image .* below'):
+    with pytest.raises(FileNotFoundError, match='no image .* in '):
         preflight.check_before_run(cfg)
     one_photo(tmp_path / 'train/deep')
     preflight.check_before_run(cfg)

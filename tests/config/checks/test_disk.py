@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import ROOT
+from config_files import load
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -105,7 +105,7 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(cfg, tmp_path):
     ['demo/mcbeit_vit-micro-p16_demo.py', 'tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'],
 )
 def test_parameters_are_counted_without_building_them(name):
-    cfg = Config.fromfile(ROOT / 'configs' / name)
+    cfg = load(name)
     counted = disk.count_parameters(cfg)
     part = cfg.model.get('backbone') or dict(cfg.model, data_preprocessor=None)
     model = MODELS.build(part)
