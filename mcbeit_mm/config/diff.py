@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
 from .checks.keys import TOP_LEVEL
-from .launch import load_config
+from .launch import load_config, warnings_only
 
 Key = tuple[str, ...]
 ORDER = '(order)'  # last part of the key when a list holds the same steps in another order
@@ -70,8 +69,8 @@ def compare_files(
         cfg_options: overrides of b, `key=value`.
         everything: also variables that only config files themselves read.
     """
-    MMLogger.get_current_instance().setLevel('WARNING')  # hides a line for each helper variable
-    cfgs = load_config(a), load_config(b, cfg_options)
+    with warnings_only():  # not a line for each environment variable
+        cfgs = load_config(a), load_config(b, cfg_options)
     return differences(*(dict(cfg.items()) if everything else settings(cfg) for cfg in cfgs))
 
 

@@ -1,12 +1,9 @@
 """One training step on random images, and what the run would need: tools/train.py --check."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -15,7 +12,7 @@ from .checks.batch import global_batch
 from .checks.classes import innermost_dataset
 from .checks.disk import GIB, check_disk, checkpoint_size, count, free_space, planned_checkpoints
 from .checks.grids import type_name
-from .launch import set_precision
+from .launch import set_precision, warnings_only
 from .memory import estimate_memory, input_size
 from .synthetic import training_batch
 
@@ -41,7 +38,7 @@ def check_step(cfg: Config) -> dict[str, str]:
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not torch.cuda.is_available():
         set_precision(cfg, 'bf16')
         note = ', in bf16 because fp16 needs a GPU'
-    with _warnings_only():
+    with warnings_only():  # not a line for each parameter
         data = _describe_data(cfg)
         model = MODELS.build(cfg.model)
         model.init_weights()
@@ -65,18 +62,6 @@ def check_step(cfg: Config) -> dict[str, str]:
         disk=f'{planned_checkpoints(cfg)} checkpoints of {checkpoint:.2f} GiB, '
         f'{free / GIB:.1f} GiB free at {place}',
     )
-
-
-@contextmanager
-def _warnings_only() -> Iterator[None]:
-    """Hide MMEngine's line for each initialized parameter."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _enter_last_phase(model: BaseModel) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 
 from ..fileio.atomic_files import FULL
 from .checks.keys import check_option
@@ -46,6 +47,18 @@ def _is_config_error(error: Exception) -> bool:
         return frames[-1] == 'build_from_cfg'
     built = {'build_from_cfg', 'build_dataloader'} & set(frames)
     return isinstance(error, TypeError) and bool(built) and '__init__() ' in str(error)
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Hide MMEngine's log below warnings."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Config:
@@ -120,17 +133,15 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         mmseg=dict(type='SegVisualizationHook', draw=True),
         mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
     )
-    painters = dict(
+    visualizers = dict(
         mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer'
     )
-    if cfg.default_scope not in hooks:
-        raise ValueError(f'--show-dir supports {", ".join(hooks)}, not {cfg.default_scope!r}')
-    cfg.default_hooks.visualization = hooks[cfg.default_scope]
-    cfg.visualizer = dict(
-        type=painters[cfg.default_scope],
-        vis_backends=[dict(type='LocalVisBackend')],
-        save_dir=folder,
-    )
+    scope = cfg.default_scope
+    if scope not in hooks:
+        raise ValueError(f'--show-dir supports {", ".join(hooks)}, not {scope!r}')
+    cfg.default_hooks.visualization = hooks[scope]
+    backends = [dict(type='LocalVisBackend')]
+    cfg.visualizer = dict(type=visualizers[scope], vis_backends=backends, save_dir=folder)
 
 
 def adapt_to_device(cfg: Config) -> None:

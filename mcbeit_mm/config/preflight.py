@@ -29,15 +29,22 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
     for name in loaders:
         if cfg.get(name):
             _check_dataset(name, cfg[name].dataset)
-            _check_annotations(cfg.get(name.replace('dataloader', 'evaluator')))
+            for metric in _as_list(cfg.get(name.replace('dataloader', 'evaluator'))):
+                message = 'evaluator: no annotation file {}; set MCBEIT_DATA=FOLDER or its ann_file'
+                _require(metric.get('ann_file'), message)
     check_classes(cfg, loaders)
-    _check_load_from(cfg.get('load_from'))
+    _require(cfg.get('load_from'), 'load_from: no file {}; set MCBEIT_WEIGHTS=FILE or load_from')
     if testing:
         return
     check_grids(cfg)
     check_schedules(cfg)
-    if not cfg.get('resume'):
-        _check_initial_weights(cfg.model.get('backbone', {}).get('init_cfg'))
+    initial = [] if cfg.get('resume') else cfg.model.get('backbone', {}).get('init_cfg')
+    for init_cfg in _as_list(initial):
+        _require(
+            init_cfg.get('checkpoint'),
+            'model.backbone.init_cfg.checkpoint: no file {}; set MCBEIT_WEIGHTS=FILE (pretraining), '
+            'or train from scratch with --cfg-options model.backbone.init_cfg=None',
+        )
     amp = cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper'
     if amp and not (checking or torch.cuda.is_available()):
         raise ValueError(
@@ -48,35 +55,16 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
         check_disk(cfg, *count_parameters(cfg))
 
 
-def _check_load_from(path: str | None) -> None:
-    if path and not _exists(path):
-        raise FileNotFoundError(f'load_from: no file {path}; set MCBEIT_WEIGHTS=FILE or load_from')
+def _as_list(node: ConfigDict | list | None) -> list[ConfigDict]:
+    return node if isinstance(node, list) else [node] if node else []
 
 
-def _check_initial_weights(init_cfg: ConfigDict | list | None) -> None:
-    for entry in init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]:
-        path = entry.get('checkpoint')
-        if path and not _exists(path):
-            raise FileNotFoundError(
-                f'model.backbone.init_cfg.checkpoint: no file {path}; set MCBEIT_WEIGHTS=FILE (a '
-                'pretraining checkpoint), or train from scratch with '
-                '--cfg-options model.backbone.init_cfg=None'
-            )
-
-
-def _exists(path: str) -> bool:
-    """Whether a file, without its pin, exists; URLs are not looked up."""
-    path, _ = split_pin(path)
-    return '://' in path or Path(path).exists()
-
-
-def _check_annotations(evaluator: ConfigDict | list | None) -> None:
-    for entry in evaluator if isinstance(evaluator, list) else [evaluator or {}]:
-        path = entry.get('ann_file')
-        if path and not Path(path).is_file():
-            raise FileNotFoundError(
-                f'evaluator: no annotation file {path}; set MCBEIT_DATA=FOLDER or its ann_file'
-            )
+def _require(path: str | None, message: str) -> None:
+    """Raise FileNotFoundError if a file, which may have a pin, does not exist; URLs pass."""
+    if path:
+        path, _ = split_pin(path)
+        if '://' not in path and not Path(path).exists():
+            raise FileNotFoundError(message.format(path))
 
 
 def _check_dataset(name: str, dataset: ConfigDict) -> None:
@@ -91,13 +79,13 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
                 f'--cfg-options {name}.dataset.data_root=FOLDER'
             )
     classes = (dataset.get('metainfo') or {}).get('classes')
-    if isinstance(classes, str) and not Path(classes).is_file():
-        raise FileNotFoundError(f'{name}: no class list {classes}, a file with one name per line')
+    if isinstance(classes, str):
+        _require(classes, f'{name}: no class list {{}}, a file with one name per line')
     if dataset.get('ann_file'):
         annotations = fileio.join_path(root, dataset.ann_file)
         if not fileio.isfile(annotations):
             raise FileNotFoundError(f'{name}: no annotation file {annotations}')
-    if dataset.get('type') in ('CustomDataset', 'PhotoFolder') and not dataset.get('ann_file'):
+    elif dataset.get('type') in ('CustomDataset', 'PhotoFolder'):
         extensions = inspect.signature(CustomDataset).parameters['extensions'].default
         extensions = tuple(dataset.get('extensions', extensions))
         files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
