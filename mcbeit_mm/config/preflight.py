@@ -42,8 +42,8 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
     for init_cfg in _as_list(initial):
         _require(
             init_cfg.get('checkpoint'),
-            'model.backbone.init_cfg.checkpoint: no file {}; set MCBEIT_WEIGHTS=FILE (pretraining), '
-            'or train from scratch with --cfg-options model.backbone.init_cfg=None',
+            'model.backbone.init_cfg.checkpoint: no file {}; set MCBEIT_WEIGHTS=FILE, or '
+            'train from scratch with --cfg-options model.backbone.init_cfg=None',
         )
     amp = cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper'
     if amp and not (checking or torch.cuda.is_available()):

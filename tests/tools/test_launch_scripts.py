@@ -194,7 +194,10 @@ def main():
     while True:
         flag = torch.tensor(asked)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
-        Path(os.environ['HERE'], f'pid{dist.get_rank()}').write_text(str(os.getpid()))
+        pid = Path(os.environ['HERE'], f'pid{dist.get_rank()}')
+        if not pid.exists():
+            pid.with_suffix('.new').write_text(str(os.getpid()))
+            pid.with_suffix('.new').rename(pid)
         if flag:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Path(os.environ['MCBEIT_INTERRUPTED']).write_text('75')
