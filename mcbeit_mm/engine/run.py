@@ -109,7 +109,7 @@ def _load(config: str, work_dir: str | None, options: Sequence[str], launcher: s
 
 @contextmanager
 def _setup_errors() -> Iterator[None]:
-    """Raise mistakes in the set-up as SetupError, to tell them from failures of the run itself."""
+    """Raise mistakes in the set-up as SetupError, to distinguish them from failures of the run."""
     try:
         yield
     except SetupError:

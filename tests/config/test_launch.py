@@ -1,4 +1,4 @@
-"""Config overrides, early checks, one-line errors."""
+"""Reading configs and options, one-line errors, devices, drawing."""
 
 import errno
 from importlib import import_module

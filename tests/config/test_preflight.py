@@ -1,4 +1,4 @@
-"""What would fail minutes into a run is found before it starts."""
+"""Mistakes that would show minutes into a run are found before it starts."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def cfg():
 
 @pytest.fixture
 def ready(cfg, tmp_path):
-    """The config, with data and a precision that any machine has."""
+    """The config with data and a precision that every machine supports."""
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     cfg.optim_wrapper.type = 'OptimWrapper'
@@ -120,7 +120,7 @@ def test_a_resumed_run_needs_no_initial_weights(ready):
 
 
 def test_all_checks_are_called(ready, tmp_path, monkeypatch, capsys):
-    """Each finds its mistake from here; their own tests hold the cases."""
+    """One mistake per check; their own tests have the cases."""
     ready.work_dir = str(tmp_path / 'work')
     preflight.check_before_run(ready)
     assert 'the learning rate is for 2048' in capsys.readouterr().err

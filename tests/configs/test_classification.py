@@ -40,7 +40,7 @@ CLASSES = ('ash', 'birch', 'cedar', 'dogwood')
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """Four classes of four JPEGs each, 40 x 56 pixels, told apart by color; train and val."""
+    """Four classes of four JPEGs each, 40 x 56 pixels, which differ in color; train and val."""
     folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
     colors = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
     for part in ('train', 'val'):
@@ -142,9 +142,7 @@ def test_data_weights_and_classes_come_from_variables():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_steps_change_the_weights_and_the_first_loss_is_that_of_a_uniform_guess(
-    name, photos, tmp_path
-):
+def test_steps_change_the_weights_from_the_loss_of_a_uniform_guess(name, photos, tmp_path):
     cfg = runnable(name, photos, tmp_path)
     runner, steps = Runner.from_cfg(cfg), Losses()
     runner.register_hook(steps)
@@ -273,7 +271,7 @@ def test_mixed_targets_are_timms_smoothed_ones():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_evaluation_sees_what_the_authors_does(name, tmp_path):
+def test_evaluation_uses_the_authors_pixels(name, tmp_path):
     """Short side to size / 0.875 below 384 px, bicubic, centre crop: the pixels of torchvision."""
     side = load(name).model.backbone.img_size
     resized = {224: 256, 384: 384, 128: 128}[side]
@@ -306,7 +304,7 @@ def test_randaugment_has_timms_magnitudes():
         assert abs(argument) == pytest.approx(magnitude, abs=1.0 if rounded else 1e-6), name
 
 
-def test_erased_pixels_are_normal_after_normalising():
+def test_erased_pixels_are_normal_after_normalization():
     (step,) = [dict(s) for s in load(BASE).train_pipeline if s.type == 'RandomErasing']
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         erase = TRANSFORMS.build(step | dict(erase_prob=1.0))
@@ -359,7 +357,7 @@ def test_higher_resolution_continues_with_the_same_classifier(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_vit_learns_sixteen_photos_by_heart(photos, tmp_path):
+def test_a_tiny_vit_memorizes_sixteen_photos(photos, tmp_path):
     cfg = runnable(TINY, photos, tmp_path, batch_size=16)
     cfg.optim_wrapper.optimizer.lr = 2e-3
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = 40

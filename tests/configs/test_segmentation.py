@@ -280,7 +280,7 @@ def test_any_photo_size_is_segmented(mode, size, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_eight_scenes_by_heart(tmp_path):
+def test_memorizes_eight_scenes(tmp_path):
     for split in ('training', 'validation'):
         for i in range(8):
             write_scene(tmp_path, split, f'{i}', seed=i)

@@ -55,7 +55,7 @@ def test_labels_of_lists_lie_below_the_number_of_classes(cfg, tmp_path):
         check_classes(cfg, LOADERS)
 
 
-def test_unlabelled_data_passes(cfg, tmp_path):
+def test_unlabeled_data_passes(cfg, tmp_path):
     (tmp_path / 'train/dogwood').mkdir()
     cfg.train_dataloader.dataset.with_label = False
     check_classes(cfg, ('train_dataloader',))

@@ -1,4 +1,4 @@
-"""Sizes that do not fit are refused with the one that would."""
+"""Sizes that do not match are refused with those that would."""
 
 import math
 
