@@ -1,6 +1,6 @@
 """mcbeit_mm: mc-BEiT pretraining and transfer on OpenMMLab.
 
-Importing the package registers every component in MMEngine's root registries and serves mmcv's
+Importing the package registers every component in MMEngine's root registries and provides mmcv's
 missing ops.
 """
 

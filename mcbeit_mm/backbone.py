@@ -6,17 +6,18 @@ checkpoints.
 Source: lixiaotong97/mc-BEiT@37489a1 modeling_pretrain.py, modeling_finetune.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import PatchEmbed, calculate_drop_path_rates
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers.blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_block
+from .layers.blocks import LayerNorm, arch_sizes, check_choice, init_layers, make_blocks
 from .layers.rel_pos import Grid, KeptBiases, num_table_rows, table_to_bias
 from .weights.fitting import PretrainedMixin, adapt_on_load
 from .weights.positions import fit_vit, stretch_pos_embed
@@ -26,7 +27,7 @@ REL_POS = ('shared', 'per_block', 'none')
 
 
 class RelativePositionTable(nn.Module):
-    """The one table that all blocks share; its name in checkpoints is `rel_pos_bias`."""
+    """The table that all blocks share, `rel_pos_bias` in checkpoints."""
 
     def __init__(self, grid: Grid, num_heads: int):
         super().__init__()
@@ -38,19 +39,20 @@ class RelativePositionTable(nn.Module):
 class MCBEiTViT(PretrainedMixin, BaseModule):
     """BEiT vision transformer whose patches can be replaced by a mask token.
 
-    Any input whose sides are multiples of the patch works: tables are resized in `forward`.
+    Input sides may be any multiples of the patch size: `forward` resizes the tables.
     `mask_token` exists only with `out_type='raw'` (pretraining), `fc_norm` only with
     `'avg_featmap'`, `norm` with the others unless `final_norm=False` (segmentation).
 
     Args:
         arch: a name or dict(embed_dims, num_layers, num_heads, feedforward_channels).
         img_size: side or (H, W) in pixels; sets the grid of the position tables.
-        layer_scale_init_value: start of gamma_1 and gamma_2; 0 leaves layer scale out.
+        layer_scale_init_value: initial gamma_1 and gamma_2; 0 disables layer scale.
         rel_pos: one table for all blocks, one per block, or none.
-        out_indices: blocks to return, negative counts from the end.
+        out_indices: blocks whose output is returned; negative ones count from the end.
         out_type: 'raw' (B, 1+L, D), 'featmap' (B, D, h, w), 'cls_token' or 'avg_featmap' (B, D).
         with_cp: recompute blocks in the backward pass to save memory.
-        compile_blocks: fuse each block by torch.compile.
+        compile_blocks: compile each block with torch.compile; call `layers.blocks.allow_recompiles`
+            first.
     """
 
     fresh_parameters = ('fc_norm.', 'norm.', 'mask_token', 'pos_embed')
@@ -76,31 +78,24 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         sizes = arch_sizes(arch)
         check_choice('out_type', out_type, OUT_TYPES)
         check_choice('rel_pos', rel_pos, REL_POS)
-        self.embed_dims, self.num_layers, num_heads = (
-            sizes[key] for key in ('embed_dims', 'num_layers', 'num_heads')
-        )
-        self.patch_size, self.rel_pos, self.out_type = patch_size, rel_pos, out_type
-        self.with_cp = with_cp
+        dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
+        self.embed_dims, self.patch_size = dims, patch_size
+        self.rel_pos, self.out_type, self.with_cp = rel_pos, out_type, with_cp
         self.out_indices = _block_indices(out_indices, self.num_layers)
-        dims = self.embed_dims
 
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.grid = self.patch_grid(*size)
         self.patch_embed = PatchEmbed(size, patch_size, in_channels, dims, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dims)) if out_type == 'raw' else None
-        num_patches = self.grid[0] * self.grid[1]
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dims)) if abs_pos else None
-        self.rel_pos_bias = (
-            RelativePositionTable(self.grid, num_heads) if rel_pos == 'shared' else None
-        )
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.num_layers)
-        self.blocks = nn.ModuleList(
-            make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
-        )
+        num_tokens = 1 + math.prod(self.grid)
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, dims)) if abs_pos else None
+        shared = rel_pos == 'shared'
+        self.rel_pos_bias = RelativePositionTable(self.grid, sizes['num_heads']) if shared else None
+        self.blocks = make_blocks(sizes, drop_path_rate, layer_scale_init_value)
         if rel_pos == 'per_block':
             for block in self.blocks:
-                table = torch.zeros(num_table_rows(self.grid), num_heads)
+                table = torch.zeros(num_table_rows(self.grid), sizes['num_heads'])
                 block.attn.relative_position_bias_table = nn.Parameter(table)
         pooled = out_type == 'avg_featmap'
         self.norm = LayerNorm(dims) if final_norm and not pooled else nn.Identity()
@@ -108,15 +103,12 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         self._kept_biases = KeptBiases()
         self._initialize()
         if compile_blocks:
-            # The drop path rate makes each block's code its own; four for train, eval, with_cp, ...
-            limit = max(torch._dynamo.config.recompile_limit, 4 * self.num_layers)
-            torch._dynamo.config.recompile_limit = limit
             for block in self.blocks:
                 block.compile()
         self.register_load_state_dict_pre_hook(adapt_on_load)
 
     def _initialize(self) -> None:
-        """Initialise as the authors: only pretraining cuts its normal at one sigma."""
+        """Initialize as the authors do: only pretraining truncates at one sigma."""
         pretraining = self.mask_token is not None
         cut = 0.02 if pretraining else 2.0
         init = partial(nn.init.trunc_normal_, std=0.02, a=-cut, b=cut)
@@ -128,20 +120,20 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
     def fit_state(
         self, state: Mapping[str, Tensor], source_grid: Grid | None = None
     ) -> dict[str, Tensor]:
-        """Fit official weights to this kind of table and grid, see `position_fitting.fit_vit`."""
+        """Fit official weights to this kind of table and grid, see `weights.positions.fit_vit`."""
         return fit_vit(self, state, source_grid)
 
     def patch_grid(self, height: int, width: int) -> Grid:
-        """Patch grid (h, w) of an image; ValueError if the patch does not divide it."""
+        """Return the patch grid (h, w) of an image; ValueError if the patch does not divide it."""
         if height % self.patch_size or width % self.patch_size or min(height, width) <= 0:
             raise ValueError(
-                f'input of {height}x{width} pixels is no multiple of the {self.patch_size}-pixel '
-                'patch; resize or pad it'
+                f'input of {height}x{width} pixels is not a multiple of the '
+                f'{self.patch_size}-pixel patch: resize or pad it'
             )
         return height // self.patch_size, width // self.patch_size
 
     def position_bias(self, grid: Grid) -> list[Tensor | None]:
-        """Attention bias of each block for a patch grid, as `table_to_bias` gives it."""
+        """Return the attention bias of each block for a patch grid, see `table_to_bias`."""
         if self.rel_pos == 'none':
             return [None] * self.num_layers
         if self.rel_pos == 'shared':
@@ -149,19 +141,19 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
         else:
             tables = [block.attn.relative_position_bias_table for block in self.blocks]
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept_biases.clear()  # the step to come changes the tables
+            self._kept_biases.clear()  # the coming step may change the tables
             biases = [table_to_bias(table, self.grid, grid) for table in tables]
         else:
             biases = self._kept_biases.get(tables, self.grid, grid)
         return biases * (self.num_layers // len(biases))
 
     def train(self, mode: bool = True) -> 'MCBEiTViT':
-        """Change the mode, and forget position biases kept for inference."""
+        """Set the mode and drop the position biases kept for inference."""
         self._kept_biases.clear()
         return super().train(mode)
 
     def embed(self, x: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
-        """Tokens (B, 1+L, D) of images (B, C, H, W), with the mask token where mask is True."""
+        """Embed images (B, C, H, W) as tokens (B, 1+L, D), the mask token where mask is True."""
         x = self.patch_embed(x)
         if mask is not None:
             if self.mask_token is None:
@@ -208,5 +200,5 @@ def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[i
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     wrong = [i for i in indices if not -num_layers <= i < num_layers]
     if wrong:
-        raise ValueError(f'out_indices {wrong} lie outside the {num_layers} blocks')
+        raise ValueError(f'out_indices {wrong} are out of range for {num_layers} blocks')
     return tuple(sorted(i % num_layers for i in indices))

@@ -11,19 +11,19 @@ from functools import lru_cache, partial
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import PatchEmbed, calculate_drop_path_rates, lecun_normal_
+from timm.layers import PatchEmbed, lecun_normal_
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .layers.attention import BandedBias
-from .layers.blocks import arch_sizes, check_choice, init_layers, make_block
+from .layers.blocks import arch_sizes, check_choice, init_layers, make_blocks
 from .layers.offset_tables import OffsetTable, fit_pos_embed
 from .layers.rel_pos import Grid
 from .weights.detection_positions import fit_positions
 from .weights.fitting import PretrainedMixin, adapt_on_load
 
-# Patches from which on attention goes in bands.
+# Minimum number of patches for attention in bands.
 BANDED_FROM = 2048
 
 
@@ -31,17 +31,18 @@ BANDED_FROM = 2048
 class MCBEiTDetViT(PretrainedMixin, BaseModule):
     """BEiT vision transformer with windowed attention and a four-level pyramid, for detectors.
 
-    Images (B, 3, H, W) may have any size: sides that are no multiple of the patch are padded at the
-    right and bottom with zeros, the mean color. Four maps (B, embed_dims, ., .) come out, with
-    4, 2, 1 and 1/2 cells per patch, the last rounded up: strides 4 to 32 for 16-pixel patches.
+    Images (B, 3, H, W) may have any size: sides are padded at the right and bottom to multiples of
+    the patch with zeros, the mean color. The output is four maps (B, embed_dims, ., .) with 4, 2, 1
+    and 1/2 cells per patch, the last rounded up: strides 4 to 32 for 16-pixel patches.
 
     Args:
         arch: a name or dict(embed_dims, num_layers, num_heads, feedforward_channels).
-        img_size: side or (H, W) in pixels of the training images; sets the position tables.
+        img_size: side or (H, W) in pixels of the training images; sets the position tables' grid.
         window_size: side of the attention windows in patches; they are not shifted.
-        global_blocks: the four that attend globally and give a map; None: last of each quarter.
-        rel_pos: one table for all windows and one global ('shared'), or one 'per_block'.
-        layer_scale_init_value: start of gamma_1 and gamma_2; 0 leaves layer scale out.
+        global_blocks: four blocks with global attention, each followed by a map; None takes the
+            last of each quarter.
+        rel_pos: one table for all windows and a global one ('shared'), or one 'per_block'.
+        layer_scale_init_value: initial gamma_1 and gamma_2; 0 disables layer scale.
         with_cp: recompute blocks in the backward pass to save memory.
     """
 
@@ -63,9 +64,7 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
         super().__init__(init_cfg=init_cfg)
         sizes = arch_sizes(arch)
         check_choice('rel_pos', rel_pos, ('shared', 'per_block'))
-        self.embed_dims, self.num_layers, num_heads = (
-            sizes[key] for key in ('embed_dims', 'num_layers', 'num_heads')
-        )
+        self.embed_dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
         self.rel_pos, self.with_cp = rel_pos, with_cp
         self.global_blocks = _four_blocks(global_blocks, self.num_layers)
 
@@ -80,10 +79,8 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
         self.grid = self.patch_embed.dynamic_feat_size(self.patch_embed.img_size)
         self.window = (window_size, window_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), self.embed_dims))
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, self.num_layers)
-        self.blocks = nn.ModuleList(
-            make_block(sizes, rate, layer_scale_init_value) for rate in drop_path_rates
-        )
+        self.blocks = make_blocks(sizes, drop_path_rate, layer_scale_init_value)
+        num_heads = sizes['num_heads']
         if rel_pos == 'shared':
             self.windowed_rel_pos_bias = OffsetTable(self.window, num_heads)
             self.global_rel_pos_bias = OffsetTable(self.grid, num_heads)
@@ -104,12 +101,12 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Four maps of images (B, 3, H, W), finest first."""
+        """Return four maps of images (B, 3, H, W), finest first."""
         x = self.patch_embed(x)
         grid, dtype = tuple(x.shape[1:3]), x.dtype
         x = x + fit_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
 
-        @lru_cache(maxsize=5)  # what shared tables need: one global bias, four window shapes
+        @lru_cache(maxsize=5)  # enough for shared tables: one global bias, four window shapes
         def bias(table: OffsetTable, shape: Grid) -> Tensor | BandedBias:
             if math.prod(shape) >= BANDED_FROM:
                 return BandedBias(table.offsets(shape), shape)
@@ -127,7 +124,7 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
         return tuple(maps)
 
     def offset_table(self, i: int) -> OffsetTable:
-        """The relative position table of block i."""
+        """Return the relative position table of block i."""
         if self.rel_pos == 'per_block':
             return self.rel_pos_bias[i]
         return self.global_rel_pos_bias if i in self.global_blocks else self.windowed_rel_pos_bias
@@ -135,7 +132,7 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
     def fit_state(
         self, state: dict[str, Tensor], source_grid: Grid | None = None
     ) -> dict[str, Tensor]:
-        """Official weights of a backbone with their positions fitted, see `fit_positions`."""
+        """Fit the positions of a backbone's official weights, see `fit_positions`."""
         return fit_positions(self, state, source_grid)
 
 
@@ -147,7 +144,7 @@ def apply_in_windows(
 ) -> Tensor:
     """Run a block on each window of a patch map (B, h, w, D), with the bias of the window's shape.
 
-    Windows at the right and bottom border are smaller where the window does not divide the map.
+    Windows at the right and bottom border are smaller if the window does not divide the map.
     """
     bands = []
     for top, bottom, h in _spans(x.shape[1], window[0]):
@@ -161,7 +158,7 @@ def apply_in_windows(
 
 
 def _spans(size: int, window: int) -> list[tuple[int, int, int]]:
-    """(start, stop, window) of the part that full windows tile, then of the rest: one window."""
+    """Return (start, stop, window) of the part tiled by full windows and of the remainder."""
     full = size - size % window
     spans = [(0, full, window), (full, size, size - full)]
     return [span for span in spans if span[0] < span[1]]
@@ -183,15 +180,15 @@ def _four_blocks(blocks: Sequence[int] | None, num_layers: int) -> tuple[int, ..
     if blocks is None:
         if num_layers % 4:
             raise ValueError(
-                f'{num_layers} blocks are not divisible by 4; give the four global blocks as '
-                f'global_blocks, the last being {num_layers - 1}'
+                f'{num_layers} blocks are not divisible by 4: set global_blocks to four indices, '
+                f'the last being {num_layers - 1}'
             )
         return tuple(num_layers * i // 4 - 1 for i in range(1, 5))
     blocks = tuple(blocks)
     increasing = all(a < b for a, b in zip((-1, *blocks), blocks, strict=False))
     if len(blocks) != 4 or not increasing or blocks[-1] != num_layers - 1:
         raise ValueError(
-            f'global_blocks is {blocks}, expected four increasing indices from 0 up, the last '
-            f'being {num_layers - 1}, the last block'
+            f'global_blocks is {blocks}, expected four increasing indices, the last being '
+            f'{num_layers - 1}, the last block'
         )
     return blocks

@@ -1,5 +1,5 @@
-"""The error that tools show as one line although it comes up inside MMEngine's runner."""
+"""An error that tools report in one line even if MMEngine's runner raises it."""
 
 
 class SetupError(ValueError):
-    """A mistake of the user's that shows only once the run is being started."""
+    """A user's mistake found only when the run starts."""

@@ -1,17 +1,40 @@
 """Features + token logits + mask -> soft cross-entropy on the masked patches.
 
-Only masked rows of logits and targets are formed, chunk by chunk (`fused_loss`); the mean runs over
-all masked patches of the batch, in training over those of all ranks (`patches_per_rank`).
+`plain_sums` is the paper's equation. `layers.fused_loss`, the default, computes the same values and
+gradients in less time and memory. The mean is taken over all masked patches of the batch, in
+distributed training over those of all ranks (`patches_per_rank`).
 Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
 """
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .layers.fused_loss import CHUNK_ELEMENTS, FusedSums, MaskedPlaces, Plan, Precision
-from .targets import affinity, soft_probs
+from .layers.fused_loss import fused_sums
+from .targets import at_least_fp32, multi_choice_targets, soft_probs
+
+
+def plain_sums(
+    feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor, **settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, target entropy and hits, each summed over the masked patches.
+
+    Arguments are those of `multi_choice_loss`. Only the loss has a gradient.
+    """
+    logits = at_least_fp32(F.linear(feats[mask], weight, bias))
+    with torch.autocast(feats.device.type, enabled=False):
+        targets = multi_choice_targets(token_logits, feats, **settings)[mask]
+        loss = -(targets * logits.log_softmax(-1)).sum()
+        with torch.no_grad():
+            entropy = -torch.special.xlogy(targets, targets).sum()
+            probs = soft_probs(token_logits, settings['tau'])[mask]
+            best, guess = (x == x.amax(-1, keepdim=True) for x in (probs, logits))
+            hits = (best & guess).any(-1).to(loss.dtype).sum()
+    return loss, entropy, hits
 
 
 def multi_choice_loss(
@@ -25,6 +48,7 @@ def multi_choice_loss(
     omega: float = 0.2,
     tau_affinity: float = 1.0,
     detach_affinity: bool = False,
+    fused: bool = True,
 ) -> Tensor:
     """Soft cross-entropy of lm_head(feats) against the multi-choice targets, mean over masked
     patches.
@@ -33,73 +57,92 @@ def multi_choice_loss(
         feats: (B, L, D) after the final norm, class token removed.
         weight: (V, D) and bias (V,) of the lm_head.
         token_logits: (B, V, h, w) or (B, V, L), raw.
-        mask: (B, L) bool, True = masked. With no masked patch the loss is 0.
+        mask: (B, L) bool, True = masked, on any device; a CPU mask avoids a host-device sync. With
+            no masked patch the loss is 0.
+        fused: False evaluates the equation as written, see `plain_sums`.
     """
-    settings = dict(
-        tau=tau, omega=omega, tau_affinity=tau_affinity, detach_affinity=detach_affinity
-    )
-    return multi_choice_terms(feats, weight, bias, token_logits, mask, **settings)['loss']
+    loss = MultiChoiceLoss(tau, omega, tau_affinity, detach_affinity, fused)
+    return loss(feats, weight, bias, token_logits, mask)
 
 
-def multi_choice_terms(
-    feats: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    token_logits: Tensor,
-    mask: Tensor,
-    count: Tensor | None = None,
-    *,
-    tau: float = 4.0,
-    omega: float = 0.2,
-    tau_affinity: float = 1.0,
-    detach_affinity: bool = False,
-    compiled: bool = False,
-) -> dict[str, Tensor]:
-    """The loss of `multi_choice_loss` with what is worth logging beside it, all scalars.
-
-    target_entropy is the floor of the loss, kl = loss - target_entropy is what training can
-    reduce, mlm_acc the share of masked patches whose best guess is the tokenizer's own best token.
+@MODELS.register_module()
+class MultiChoiceLoss(nn.Module):
+    """`multi_choice_loss` as a module that holds the settings.
 
     Args:
-        mask: on any device; on the CPU it spares a CUDA device a wait.
-        count: what the sums over masked patches are divided by; the number of them unless given.
-        compiled: fuse what is not a matrix product by torch.compile.
+        compiled: fuse the pointwise part of the fused loss by torch.compile.
     """
-    mask = mask.flatten(1)
-    _check_shapes(feats, weight, bias, token_logits, mask)
-    places = MaskedPlaces.of(mask, feats.device)
-    per_image = feats.shape[1] * len(weight)
-    chunk = CHUNK_ELEMENTS.get(feats.device.type, CHUNK_ELEMENTS['cpu'])
 
-    def affinity_of(feats: Tensor) -> Tensor:
-        return affinity(feats.detach() if detach_affinity else feats, tau_affinity)
+    def __init__(
+        self,
+        tau: float = 4.0,
+        omega: float = 0.2,
+        tau_affinity: float = 1.0,
+        detach_affinity: bool = False,
+        fused: bool = True,
+        compiled: bool = False,
+    ):
+        super().__init__()
+        if tau < 0 or tau_affinity <= 0:
+            raise ValueError(
+                f'need tau >= 0 (0: hard targets) and tau_affinity > 0, got {tau=} {tau_affinity=}'
+            )
+        if not 0 <= omega <= 1:
+            raise ValueError(f'omega, the weight of the refined term, must be in [0, 1]: {omega}')
+        if compiled and not fused:
+            raise ValueError('only the fused loss can be compiled: set fused=True')
+        self.tau, self.omega = tau, omega
+        self.tau_affinity, self.detach_affinity = tau_affinity, detach_affinity
+        self.fused, self.compiled = fused, compiled
 
-    plan = Plan(
-        lambda images: soft_probs(token_logits[images], tau),
-        affinity_of if omega > 0 else None,
-        places,
-        omega,
-        Precision.of(feats, weight),
-        max(1, chunk // per_image),
-        with_grad=torch.is_grad_enabled(),
-        compiled=compiled,
-    )
-    with torch.autocast(feats.device.type, enabled=False):
-        sums = FusedSums.apply(feats, weight, bias, plan)
-    if count is None:
-        count = mask.sum().clamp_min(1).to(feats.device)
-    loss, entropy, hits = (total / count for total in sums)
-    return dict(loss=loss, kl=loss.detach() - entropy, target_entropy=entropy, mlm_acc=hits)
+    @property
+    def settings(self) -> dict:
+        """Keyword arguments of `targets.multi_choice_targets`."""
+        names = ('tau', 'omega', 'tau_affinity', 'detach_affinity')
+        return {name: getattr(self, name) for name in names}
+
+    def forward(
+        self, feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Return the scalar loss; arguments as in `multi_choice_loss`."""
+        return self.terms(feats, weight, bias, token_logits, mask)['loss']
+
+    def terms(
+        self,
+        feats: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        token_logits: Tensor,
+        mask: Tensor,
+        count: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss and its metrics, all scalars.
+
+        target_entropy is the lower bound of the loss, kl = loss - target_entropy is what training
+        can reduce, mlm_acc is the share of masked patches whose best guess is the tokenizer's best
+        code.
+
+        Args:
+            count: divisor of the sums over masked patches; None counts this batch's.
+        """
+        mask = mask.flatten(1)
+        _check_shapes(feats, weight, bias, token_logits, mask)
+        if count is None:
+            count = mask.sum().clamp_min(1).to(feats.device)
+        sums_of = partial(fused_sums, compiled=self.compiled) if self.fused else plain_sums
+        sums = sums_of(feats, weight, bias, token_logits, mask, **self.settings)
+        loss, entropy, hits = (total / count for total in sums)
+        return dict(loss=loss, kl=loss.detach() - entropy, target_entropy=entropy, mlm_acc=hits)
 
 
 def patches_per_rank(mask: Tensor, device: torch.device | None = None) -> Tensor:
-    """Masked patches of all ranks / number of ranks, a scalar on `device`; 1 where there is none.
+    """Masked patches of all ranks / number of ranks, a scalar on `device`; 1 if there are none.
 
     DistributedDataParallel averages gradients over ranks. Block masks give ranks different numbers
-    of patches, so the mean of the ranks' own means is not the mean over all patches; the mean of
-    their sums over this count is. Accumulated steps count equally, whatever their numbers of
-    patches. Without gradients (ranks may evaluate unequal numbers of batches), and in a single
-    process, it is this rank's own number.
+    of patches, so averaging the ranks' means is not the mean over all patches; averaging their sums
+    divided by this count is. Accumulated steps weigh equally, whatever their numbers of patches.
+    Without gradients (ranks may evaluate unequal numbers of batches), or in a single process, it is
+    this rank's own count.
     """
     count = mask.sum(dtype=torch.float32).to(device or mask.device, non_blocking=True)
     if torch.is_grad_enabled():
@@ -128,37 +171,3 @@ def _check_shapes(
             f'lm_head weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit '
             f'{dims}-dim features'
         )
-
-
-@MODELS.register_module()
-class MultiChoiceLoss(nn.Module):
-    """`multi_choice_terms` as a module that holds tau, omega and the affinity's settings."""
-
-    def __init__(
-        self,
-        tau: float = 4.0,
-        omega: float = 0.2,
-        tau_affinity: float = 1.0,
-        detach_affinity: bool = False,
-    ):
-        super().__init__()
-        if tau < 0 or tau_affinity <= 0:
-            raise ValueError(
-                f'need tau >= 0 (0: hard targets) and tau_affinity > 0, got {tau=} {tau_affinity=}'
-            )
-        if not 0 <= omega <= 1:
-            raise ValueError(f'omega weights the refined term and lies in [0, 1], got {omega}')
-        self.tau, self.omega = tau, omega
-        self.tau_affinity, self.detach_affinity = tau_affinity, detach_affinity
-
-    @property
-    def settings(self) -> dict:
-        """Keyword arguments of the functions in this module and in `targets`."""
-        names = ('tau', 'omega', 'tau_affinity', 'detach_affinity')
-        return {name: getattr(self, name) for name in names}
-
-    def forward(
-        self, feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor
-    ) -> Tensor:
-        """Scalar loss; arguments as in `multi_choice_loss`."""
-        return multi_choice_loss(feats, weight, bias, token_logits, mask, **self.settings)

@@ -1,4 +1,4 @@
-"""A stand-in for mmcv's compiled ``mmcv._ext`` that serves box ops from torchvision's kernels."""
+"""A stand-in for mmcv's compiled ``mmcv._ext`` that runs box ops on torchvision's kernels."""
 
 import importlib.util
 import sys
@@ -15,30 +15,27 @@ from torch import Tensor
 
 _MODULE = 'mmcv._ext'
 _REMEDY = (
-    'Compile mmcv against the installed torch (about 20 minutes; needs a C++ compiler, for GPU ops '
+    'Compile mmcv for the installed torch (about 20 minutes; needs a C++ compiler; for GPU ops '
     'also CUDA): pip install "setuptools>=80" wheel && pip install --no-build-isolation '
     '--no-cache-dir --force-reinstall --no-deps onedl-mmcv'
 )
 
 
 def install() -> bool:
-    """Let ``mmcv.ops`` and mmdet work where mmcv was installed without compiled ops.
+    """Make ``mmcv.ops`` and mmdet usable when mmcv has no compiled ops.
 
-    To be called before anything imports ``mmcv.ops``: mmdet and mmseg replace ops that fail to
-    import by stubs and keep them, which is warned about.
-
-    Returns:
-        True if the stand-in is in place, now or from an earlier call; False if compiled ops exist.
+    Call it before anything imports ``mmcv.ops``: mmdet and mmseg permanently replace ops that fail
+    to import by stubs. Returns True if the stand-in is installed, False if compiled ops exist.
     """
     if _FINDER in sys.meta_path:
         return True
     if _has_compiled_ops():
         return False
-    # Only mmcv.ops imports ext_loader, so this is the trace of a failed `import mmcv.ops`.
+    # Only mmcv.ops imports ext_loader, so an earlier `import mmcv.ops` has failed.
     if 'mmcv.utils.ext_loader' in sys.modules and 'mmcv.ops' not in sys.modules:
         warnings.warn(
-            'mmcv.ops failed to import before mcbeit_mm was imported, so mmdet and mmseg modules '
-            'loaded by then cannot use its ops. Import mcbeit_mm before mmdet and mmseg.',
+            'mmcv.ops failed to import before mcbeit_mm was imported: mmdet and mmseg modules '
+            'already loaded cannot use its ops. Import mcbeit_mm before mmdet and mmseg.',
             RuntimeWarning,
             stacklevel=2,
         )
@@ -47,13 +44,10 @@ def install() -> bool:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the kept boxes, by descending score.
+    """Return the indices of the kept boxes (N, 4), by descending score.
 
-    Args:
-        boxes: (N, 4) as x1, y1, x2, y2; any dtype, computed in float32 or float64.
-        scores: (N,).
-        iou_threshold: A box is dropped if its IoU with a kept one is larger.
-        offset: 0 or 1; widths are x2 - x1 + offset, heights likewise.
+    A box is dropped if its IoU with a kept one exceeds the threshold. Widths are x2 - x1 + offset,
+    heights likewise.
     """
     _load_torchvision()
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
@@ -66,47 +60,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **settings
 ) -> None:
-    """Write the average-pooled regions to `output`; float16 and bfloat16 are computed in float32.
+    """Write the average-pooled regions (N, C, ., .) of input (B, C, H, W) to `output`.
 
-    Args:
-        input: (B, C, H, W).
-        rois: (N, 5) as batch index, x1, y1, x2, y2 in pixels; multiplied by `spatial_scale`.
-        output: (N, C, aligned_height, aligned_width), overwritten.
-        argmax_y: Unused, of max pooling.
-        argmax_x: Unused, of max pooling.
-        aligned_height: Height of the output.
-        aligned_width: Width of the output.
-        spatial_scale: Size of `input` over the size of the image.
-        sampling_ratio: Samples per bin and axis; 0 takes as many as the bin has pixels.
-        pool_mode: 1 (average); 0 (maximum) raises NotImplementedError.
-        aligned: Shift the regions by half a pixel.
+    Each of the rois (N, 5) is batch index, x1, y1, x2, y2.
     """
-    _require_average(pool_mode)
-    _load_torchvision()
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    output.copy_(
-        torch.ops.torchvision.roi_align(
-            input.to(dtype),
-            rois.to(dtype),
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            sampling_ratio,
-            aligned,
-        )
-    )
+    output.copy_(_roi_align('roi_align', input, rois, (), **settings))
 
 
 def roi_align_backward(
@@ -115,47 +75,40 @@ def roi_align_backward(
     argmax_y: Tensor,
     argmax_x: Tensor,
     grad_input: Tensor,
+    **settings,
+) -> None:
+    """Write the gradient of `roi_align_forward` with respect to its input to `grad_input`."""
+    grads = _roi_align('_roi_align_backward', grad_output, rois, grad_input.shape, **settings)
+    grad_input.copy_(grads)
+
+
+def _roi_align(
+    kernel: str,
+    x: Tensor,
+    rois: Tensor,
+    input_shape: tuple[int, ...],
+    *,
     aligned_height: int,
     aligned_width: int,
     spatial_scale: float,
     sampling_ratio: int,
     pool_mode: int,
     aligned: bool,
-) -> None:
-    """Write the gradient of `roi_align_forward` with respect to its input to `grad_input`.
-
-    Args:
-        grad_output: (N, C, aligned_height, aligned_width).
-        rois: As in the forward pass, and so are the remaining arguments.
-        argmax_y: Unused, of max pooling.
-        argmax_x: Unused, of max pooling.
-        grad_input: (B, C, H, W), overwritten.
-        aligned_height: See `roi_align_forward`.
-        aligned_width: See `roi_align_forward`.
-        spatial_scale: See `roi_align_forward`.
-        sampling_ratio: See `roi_align_forward`.
-        pool_mode: See `roi_align_forward`.
-        aligned: See `roi_align_forward`.
-    """
-    _require_average(pool_mode)
-    _load_torchvision()
-    dtype = torch.promote_types(grad_output.dtype, torch.float32)
-    grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad_output.to(dtype),
-            rois.to(dtype),
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
+) -> Tensor:
+    """Call a kernel of torchvision, in float32 for half precision; mmcv documents the settings."""
+    if pool_mode != 1:
+        raise NotImplementedError(
+            "RoIAlign with pool_mode='max' needs compiled mmcv ops: torchvision's kernel only "
+            f"averages. Use pool_mode='avg'. {_REMEDY}"
         )
-    )
+    _load_torchvision()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    sizes = (spatial_scale, aligned_height, aligned_width, *input_shape, sampling_ratio, aligned)
+    return getattr(torch.ops.torchvision, kernel)(x.to(dtype), rois.to(dtype), *sizes)
 
 
 class _StandInFinder(MetaPathFinder, Loader):
-    """Finds and loads the stand-in; `find_spec` and `pkgutil` checks see an ordinary module."""
+    """Finds and loads the stand-in, which looks like an ordinary module to `find_spec`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -186,16 +139,8 @@ def _load_torchvision() -> None:
     import torchvision  # noqa: F401  (registers torch.ops.torchvision; takes seconds)
 
 
-def _require_average(pool_mode: int) -> None:
-    if pool_mode != 1:
-        raise NotImplementedError(
-            "RoIAlign with pool_mode='max' needs compiled mmcv ops; torchvision's kernel only "
-            f"averages. Use pool_mode='avg'. {_REMEDY}"
-        )
-
-
 def _missing_op(name: str) -> Callable[..., NoReturn]:
-    # mmcv asks for every op at import time, so only the call may fail.
+    # mmcv looks up every op at import time, so only the call may fail.
     if name.startswith('__'):
         raise AttributeError(f'module {_MODULE!r} has no attribute {name!r}')
     return partial(_raise_missing, name)
@@ -203,6 +148,6 @@ def _missing_op(name: str) -> Callable[..., NoReturn]:
 
 def _raise_missing(name: str, *args: object, **kwargs: object) -> NoReturn:
     raise NotImplementedError(
-        f'The op {name!r} needs compiled mmcv ops: this mmcv has none, and torchvision has no '
-        f'kernel for it. {_REMEDY}'
+        f'{name!r} needs compiled mmcv ops: this mmcv has none, and torchvision has no such '
+        f'kernel. {_REMEDY}'
     )

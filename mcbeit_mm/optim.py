@@ -23,7 +23,7 @@ NO_DECAY = ('cls_token', 'pos_embed')
 
 
 def layer_id(name: str, num_layers: int) -> int:
-    """Depth of a parameter: 0 embeddings, i + 1 block i, num_layers + 1 all else."""
+    """Depth of a parameter: 0 for embeddings, i + 1 for block i, num_layers + 1 for the rest."""
     name = name.removeprefix('backbone.')
     if name in ('cls_token', 'mask_token', 'pos_embed') or name.startswith('patch_embed.'):
         return 0
@@ -35,18 +35,18 @@ def layer_id(name: str, num_layers: int) -> int:
 class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Groups parameters by depth and weight decay; deeper layers of the backbone learn faster.
 
-    The learning rate of depth i is lr * layer_decay_rate ** (num_layers + 1 - i), see `layer_id`.
+    The learning rate at depth i is lr * layer_decay_rate ** (num_layers + 1 - i), see `layer_id`.
     One-dimensional parameters (biases, norms, layer scale) and `no_decay` names get no weight
     decay.
 
     Args (of `paramwise_cfg`):
         layer_decay_rate: 1.0 gives the two groups of pretraining.
-        no_decay: last parts of parameter names without weight decay; the class token and absolute
-            positions.
+        no_decay: last components of parameter names without weight decay; by default the class
+            token and absolute positions.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
-        """Fill `params` with the groups of `module`, a model with a `backbone`."""
+        """Append the groups of `module`, a model with a `backbone`, to `params`."""
         settings = dict(layer_decay_rate=1.0, no_decay=NO_DECAY)
         unknown = set(self.paramwise_cfg) - set(settings)
         if unknown:
@@ -98,13 +98,12 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     """Linear warm-up from 0 to the base rate inclusive, then half a cosine towards eta_min_ratio
     of it.
 
-    Both ends of the warm-up are exact, which MMEngine's LinearLR + CosineAnnealingLR cannot do
-    (its factor must be positive). `eta_min_ratio` scales with each group's own rate, as layer
-    decay does in the authors' code.
+    MMEngine's LinearLR cannot start at 0: its factor must be positive. `eta_min_ratio` is relative
+    to each group's own rate, so layer decay scales both, as in the authors' code.
 
     Args:
         warmup: length of the warm-up, in the unit of `end` (epochs with `by_epoch=True`).
-        eta_min_ratio: final rate / base rate; 1e-5 / 1.5e-3 for the authors' base recipe.
+        eta_min_ratio: final rate / base rate; 1e-5 / 1.5e-3 in the authors' base recipe.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     ):
         if end == INF or not 0 <= warmup <= end - kwargs.get('begin', 0):
             raise SetupError(
-                f'warmup must lie in [0, end] and end must be given, got {warmup=} {end=}'
+                f'end must be given and warmup must be in [0, end - begin], got {warmup=} {end=}'
             )
         self.warmup, self.eta_min_ratio = warmup, eta_min_ratio
         super().__init__(optimizer, *args, end=end, **kwargs)
@@ -133,7 +132,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         return cls(*args, warmup=warmup, begin=begin, end=end, by_epoch=False, **kwargs)
 
     def factor(self, step: int) -> float:
-        """Share of the base rate at a step counted from `begin`."""
+        """Return the multiple of the base rate at a step counted from `begin`."""
         if step < self.warmup:
             return step / (self.warmup - 1) if self.warmup > 1 else 0.0
         total = self.end - self.begin - self.warmup
@@ -146,15 +145,15 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(OptimWrapper):
-    """Run the forward pass under bfloat16 autocast, on CUDA or CPU, without a loss scaler.
+    """Runs the forward pass under bfloat16 autocast, on CUDA or CPU, without a loss scaler.
 
-    MMEngine's AmpOptimWrapper refuses the CPU and scales the loss, which bf16's fp32-like range
-    does not need.
+    MMEngine's AmpOptimWrapper does not support the CPU, and scales the loss, which bf16 does not
+    need.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass (and no gradient sync while accumulating)."""
+        """Autocast the forward pass; no gradient sync while accumulating."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield

@@ -1,4 +1,4 @@
-"""Token logits + patch features -> multi-choice targets: the paper on one screen.
+"""Token logits + patch features -> multi-choice targets.
 
 Shapes: B images, L patches, D embed_dims, V vocab_size.
 Source: mc-BEiT (arXiv 2203.15371); lixiaotong97/mc-BEiT@37489a1 engine_for_pretraining.py.
@@ -12,7 +12,7 @@ from torch import Tensor
 def soft_probs(token_logits: Tensor, tau: float) -> Tensor:
     """Probabilities p = softmax(z / tau), (B, L, V), of logits z (B, V, h, w) or (B, V, L).
 
-    tau = 0 is the limit: all on the best code, BEiT's single choice.
+    tau = 0 is the limit, one-hot at the best code: BEiT's single choice.
     """
     logits = at_least_fp32(token_logits).flatten(2).transpose(1, 2)
     if tau == 0:
@@ -42,7 +42,7 @@ def multi_choice_targets(
 ) -> Tensor:
     """Refined multi-choice targets (B, L, V) of all patches, masked or not; rows sum to 1.
 
-    The student's feats (B, L, D), class token removed, get a gradient through W, as in the
+    The gradient flows through W to the student's feats (B, L, D), class token removed, as in the
     authors' code, unless `detach_affinity`.
     """
     weights = affinity(feats.detach() if detach_affinity else feats, tau_affinity)
@@ -50,16 +50,15 @@ def multi_choice_targets(
 
 
 def tau_at(epoch: int, tau: float, tau_start: float, warmup_epochs: int = 30) -> float:
-    """Temperature of an absolute epoch: linear from tau_start to tau over warmup_epochs, then
-    constant.
+    """Temperature at an absolute epoch: linear warm-up from tau_start, then constant.
 
-    The authors count from the epoch where training (re)starts and fail on runs shorter than the
-    warm-up.
+    The authors' schedule counts from the epoch where training (re)starts and fails on runs shorter
+    than the warm-up.
     """
     progress = min(1.0, epoch / (warmup_epochs - 1)) if warmup_epochs > 1 else 1.0
     return tau_start + (tau - tau_start) * progress
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Upcast half precision: it loses most of an 8192-way probability vector."""
+    """Upcast half precision, which cannot represent an 8192-way probability vector."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,7 +1,7 @@
 """Image -> (student view, tokenizer view, mask).
 
-Randomness comes from the global generators of NumPy, torch and random, which
-`seeded_data.SeededDataset` seeds before each sample.
+Random numbers come from the global generators of NumPy, torch and random, which
+`datasets.seeded_data.SeededDataset` seeds before each sample.
 Source: lixiaotong97/mc-BEiT@37489a1 datasets.py, transforms.py, masking_generator.py (BEiT's block
 mask).
 """
@@ -15,6 +15,7 @@ from mmengine.registry import TRANSFORMS
 from torchvision.transforms import RandomResizedCrop
 
 from .datasets.resampling import BACKENDS, INTERPOLATIONS, resize
+from .layers.blocks import check_choice
 
 Size = int | tuple[int, int]
 
@@ -28,16 +29,16 @@ class TwoViewRandomResizedCrop(BaseTransform):
     """Resize one random crop twice: results['img'] becomes [student view, tokenizer view], uint8
     (H, W, 3).
 
-    Both use Pillow's antialiased resampling on the cropped pixels, as the authors, and share the
-    flip.
+    Both views resample the cropped pixels with antialiasing, as Pillow and the authors do, and
+    share the flip.
 
     Args:
         size: student view, side or (H, W) in pixels.
-        second_size: tokenizer view; the patch grid times the tokenizer's stride.
-        scale: range of the crop's share of the image area.
-        ratio: range of the crop's aspect ratio (width / height).
-        backend: 'torch', within 2 levels of Pillow and faster, or 'pillow'.
-        flip_prob: chance of a horizontal flip. The draw and the views are those of mmcv's
+        second_size: tokenizer view, the patch grid times the tokenizer's stride.
+        scale: range of the crop's area relative to the image.
+        ratio: range of the crop's aspect ratio, width / height.
+        backend: 'torch', faster and within 2 levels of Pillow, or 'pillow'.
+        flip_prob: probability of a horizontal flip. Draws and views equal those of mmcv's
             RandomFlip before this transform, without its 0.1 ms per image.
     """
 
@@ -52,14 +53,11 @@ class TwoViewRandomResizedCrop(BaseTransform):
         backend: str = 'torch',
         flip_prob: float = 0.0,
     ):
-        for name in (interpolation, second_interpolation):
-            if name not in INTERPOLATIONS:
-                names = sorted(INTERPOLATIONS)
-                raise ValueError(f'interpolation is {name!r}, expected one of {names}')
-        if backend not in BACKENDS:
-            raise ValueError(f'backend is {backend!r}, expected one of {BACKENDS}')
+        check_choice('interpolation', interpolation, tuple(INTERPOLATIONS))
+        check_choice('second_interpolation', second_interpolation, tuple(INTERPOLATIONS))
+        check_choice('backend', backend, BACKENDS)
         if not 0 <= flip_prob <= 1:
-            raise ValueError(f'flip_prob must lie in [0, 1], got {flip_prob}')
+            raise ValueError(f'flip_prob must be in [0, 1], got {flip_prob}')
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f'scale and ratio must be (low, high) ranges, got {scale=} {ratio=}')
         sizes = (_pair(size), _pair(second_size))
@@ -68,25 +66,25 @@ class TwoViewRandomResizedCrop(BaseTransform):
         self.backend, self.flip_prob = backend, flip_prob
 
     def transform(self, results: dict) -> dict:
-        """Replace the image by its two views."""
+        """Replace the image with its two views."""
         crop = self.draw(results['img'])
         results['img'] = [resize(crop, *target, self.backend) for target in self.targets]
         results['img_shape'] = self.targets[0][0]
         return results
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """Flip and crop an image at random: a view of it."""
+        """Flip and crop an image at random, without a copy."""
         if image.dtype != np.uint8:
-            raise ValueError(f'expected an 8-bit image, got {image.dtype}: load it as it is stored')
+            raise ValueError(f'expected an 8-bit image, got {image.dtype}')
         if self.flip_prob and np.random.random() < self.flip_prob:
             image = image[:, ::-1]
-        shape = torch.empty(image.shape[:2], device='meta')  # all that get_params looks at
+        shape = torch.empty(image.shape[:2], device='meta')  # get_params reads only the shape
         top, left, height, width = RandomResizedCrop.get_params(shape, self.scale, self.ratio)
         return image[top : top + height, left : left + width]
 
 
 class PatchMask(BaseTransform):
-    """Base of the masks: adds results['mask'], bool (h, w) over the patch grid, True = masked."""
+    """Base class that adds results['mask'], bool (h, w) over the patch grid, True = masked."""
 
     def __init__(self, grid_size: Size = 14):
         self.grid_size = _pair(grid_size)
@@ -97,7 +95,7 @@ class PatchMask(BaseTransform):
         raise NotImplementedError
 
     def transform(self, results: dict) -> dict:
-        """Add a fresh mask."""
+        """Add a new mask."""
         results['mask'] = self.generate()
         return results
 
@@ -109,7 +107,7 @@ class RandomPatchMask(PatchMask):
     def __init__(self, grid_size: Size = 14, mask_ratio: float = 0.75):
         super().__init__(grid_size)
         if not 0 < mask_ratio <= 1:
-            raise ValueError(f'mask_ratio must lie in (0, 1], got {mask_ratio}')
+            raise ValueError(f'mask_ratio must be in (0, 1], got {mask_ratio}')
         self.num_masked = int(mask_ratio * self.num_patches)
 
     def generate(self) -> np.ndarray:
@@ -121,16 +119,16 @@ class RandomPatchMask(PatchMask):
 
 @TRANSFORMS.register_module()
 class BlockMask(PatchMask):
-    """Mask rectangular blocks of patches until `num_masked` are masked or no further block fits
-    (BEiT).
+    """BEiT's mask: rectangular blocks until `num_masked` patches are masked or no block fits.
 
-    The count never exceeds `num_masked` and often falls short. mmpretrain's BEiTMaskGenerator
-    never masks the last row and column; here every patch can be.
+    The count never exceeds `num_masked` and often falls short. Unlike in mmpretrain's
+    BEiTMaskGenerator, the last row and column can be masked.
 
     Args:
-        num_masked: most patches to mask; the authors' 75 of 196.
-        min_block: fewest patches of a block's drawn area.
-        min_aspect: block aspect ratios lie in [min_aspect, 1 / min_aspect], log-uniform.
+        num_masked: maximum number of masked patches; the authors mask 75 of 196.
+        min_block: lower bound of a block's area before rounding, in patches.
+        min_aspect: aspect ratios are log-uniform in [min_aspect, 1 / min_aspect].
+        attempts: tries to place one block.
     """
 
     def __init__(
@@ -143,9 +141,9 @@ class BlockMask(PatchMask):
     ):
         super().__init__(grid_size)
         if not 0 < num_masked <= self.num_patches:
-            raise ValueError(f'num_masked must lie in [1, {self.num_patches}], got {num_masked}')
+            raise ValueError(f'num_masked must be in [1, {self.num_patches}], got {num_masked}')
         if not 0 < min_aspect <= 1:
-            raise ValueError(f'min_aspect must lie in (0, 1], got {min_aspect}')
+            raise ValueError(f'min_aspect must be in (0, 1], got {min_aspect}')
         self.num_masked, self.min_block = num_masked, min_block
         self.log_aspect = (math.log(min_aspect), -math.log(min_aspect))
         self.attempts = attempts

@@ -4,9 +4,8 @@ import json
 import os
 from pathlib import Path
 
-os.environ.setdefault(
-    'OMP_NUM_THREADS', '1'
-)  # tiny tensors: threads only cost, and xdist runs several processes
+# Threads only slow down tiny tensors, and xdist runs several processes.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
 import pytest
@@ -39,13 +38,13 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _no_default_scope():
-    """Undo the scope that a Runner leaves behind: other tests build models without one."""
+    """Reset the scope that a Runner sets; other tests build models without one."""
     yield
     DefaultScope._instance_dict.clear()
 
 
 class Golden:
-    """One golden file: arrays by name as tensors, the sizes it was made with, its state dict."""
+    """A golden file: arrays as tensors by name, and the sizes of the model that made them."""
 
     def __init__(self, name: str):
         self.sizes = json.loads((GOLDEN / 'config.json').read_text())['files'][f'{name}.npz']

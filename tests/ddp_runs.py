@@ -1,4 +1,4 @@
-"""Runs of a tiny MCBEiT in one process or several; spawned processes import this module by name."""
+"""Runs of a tiny MCBEiT in one process or several."""
 
 import os
 import socket
@@ -15,12 +15,14 @@ from tiny_models import TOKENIZER, tiny
 
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 
+# Masked patches, of 16, in each image: the totals differ between ranks, of 2 or 4.
 UNEVEN = (16, 1, 5, 9, 2, 12, 3, 7)
 NONE_ON_RANK_0 = (0, 0, 0, 0, 2, 12, 3, 7)
 ADAMW = dict(type='AdamW', lr=1e-2, betas=(0.9, 0.98), weight_decay=0.05)
 CASES = dict(
     refined=dict(counts=UNEVEN, omega=0.2),
-    plain=dict(counts=UNEVEN, omega=0.0),
+    plain=dict(counts=UNEVEN, fused=False),
+    unrefined=dict(counts=UNEVEN, omega=0.0),
     hard=dict(counts=UNEVEN, omega=0.0, tau=0.0),
     one_rank_without=dict(counts=NONE_ON_RANK_0, omega=0.2),
     nothing_masked=dict(counts=[0] * 8, omega=0.2),
@@ -38,22 +40,22 @@ def images(counts, seed=0):
 
 
 def part(batch, rank, world):
-    """What one of the ranks sees of a global batch."""
+    """The share of a global batch that one rank gets."""
     (view, second), samples = batch
     size = len(samples) // world
     mine = slice(rank * size, (rank + 1) * size)
     return [view[mine], second[mine]], samples[mine]
 
 
-def model(omega=0.2, tau=4.0):
+def model(**head):
     """A tiny MCBEiT; the same one at every call."""
     torch.manual_seed(0)
     tokenizer = GumbelVQGANTokenizer(**{k: v for k, v in TOKENIZER.items() if k != 'type'})
-    for param in tokenizer.parameters():  # its own scale gives nearly equal logits
+    for param in tokenizer.parameters():  # otherwise the logits are nearly equal
         param.data *= 1.5
-    head = dict(type='MCBEiTHead', embed_dims=32, vocab_size=24, omega=omega, tau=tau)
+    head = dict(type='MCBEiTHead', embed_dims=32, vocab_size=24, **head)
     algorithm = tiny(head=head, target_generator=tokenizer, data_preprocessor=None)
-    algorithm.head.lm_head.weight.data *= 30  # at the start every loss would be log(vocab_size)
+    algorithm.head.lm_head.weight.data *= 30  # otherwise the loss is log(vocab_size)
     return algorithm.train()
 
 
@@ -86,7 +88,7 @@ def optimizer_for(algorithm, optimizer=ADAMW, **kwargs):
 
 
 def train(net, optim, rank, world, steps):
-    """Run train_step with an own global batch for each step; the norms before clipping."""
+    """Run train_step with a different global batch at each step."""
     forward = net.module if isinstance(net, MMDistributedDataParallel) else net
     forward.data_preprocessor.forward = lambda data, training=False: data  # tensors are ready
     for step in steps:
@@ -102,7 +104,7 @@ def weights(rank, world, steps=4, **kwargs):
 
 
 def everything(rank, world):
-    """What the tests below compare."""
+    """All results that the tests compare."""
     results = {name: gradients(rank, world, **case) for name, case in CASES.items()}
     with mock.patch('mcbeit_mm.head.patches_per_rank', lambda mask, device: mask.sum()):
         results['own means'] = gradients(rank, world, **CASES['refined'])
@@ -128,13 +130,11 @@ def one_rank(rank, world, port, folder, work):
 
 
 def on_ranks(world, folder, work):
-    """`work(rank, world)` of all ranks, each a process of a gloo group."""
+    """Results of `work(rank, world)` on all ranks, each a process of a gloo group."""
     os.makedirs(folder, exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    # The package is imported once, by the server from which the ranks are forked.
-    mp.get_context('forkserver').set_forkserver_preload(['mcbeit_mm'])
     args = (world, port, str(folder), work)
-    mp.start_processes(one_rank, args, nprocs=world, start_method='forkserver')
+    mp.start_processes(one_rank, args, nprocs=world, start_method='fork')
     return [torch.load(f'{folder}/{rank}.pt') for rank in range(world)]

@@ -25,7 +25,7 @@ def tiny(**kwargs) -> MCBEiTDetViT:
         layer_scale_init_value=0.5,
     )
     model = MCBEiTDetViT(TINY, **(settings | kwargs))
-    for name, param in model.named_parameters():  # zeros would hide mistakes
+    for name, param in model.named_parameters():  # zeros would hide errors
         if name.endswith(TABLE) or name == 'pos_embed':
             nn.init.normal_(param)
     return model.eval()
@@ -52,7 +52,7 @@ def test_golden_maps(golden, name):
     model = detector_of(
         g.sizes, img_size=tuple(g.sizes['img_size']), window_size=g.sizes['window_size']
     )
-    model.load_state_dict(g.group('state'))  # the index buffers in it included
+    model.load_state_dict(g.group('state'))  # with its index buffers
     maps = model(g['image'])
     assert len(maps) == 4
     for i, out in enumerate(maps):
@@ -92,7 +92,7 @@ def test_golden_block_tables(golden, group, depth, count):
     fitted = model.fit_state(state)
     assert set(fitted) == {f'rel_pos_bias.{i}.{TABLE}' for i in range(count)}
     for i in range(count):
-        # The authors' ratio search ends 1e-6 wide.
+        # The authors' bisection stops at an interval of 1e-6.
         got = fitted[f'rel_pos_bias.{i}.{TABLE}']
         assert relative_error(got, g[f'{group}/dst_table{i}']) < 1e-5
 
@@ -107,7 +107,7 @@ def test_shared_table_goes_into_every_block(golden):
 
 
 def slow_bias(table: torch.Tensor, table_grid: tuple, grid: tuple) -> torch.Tensor:
-    """Bias of a grid no larger than the table's, from the index that has class rows."""
+    """Bias of a grid not larger than the table's, from the index with class rows."""
     index = position_index(table_grid, table.device)[1:, 1:]
     rows = [y * table_grid[1] + x for y in range(grid[0]) for x in range(grid[1])]
     return table[index[rows][:, rows]].permute(2, 0, 1).unsqueeze(0)
@@ -163,7 +163,7 @@ def test_any_size(rel_pos, size):
         assert torch.equal(out, same)
 
 
-def test_smaller_images_cut_the_positions_out():
+def test_smaller_images_crop_the_positions():
     model = tiny()
     table, pos_embed = model.global_rel_pos_bias, model.pos_embed.view(8, 8, -1)
     seen = []
@@ -176,7 +176,7 @@ def test_smaller_images_cut_the_positions_out():
     assert torch.equal(seen[1], expected)
 
 
-def test_enlarged_table_keeps_its_centre_and_cuts_the_other_axis():
+def test_enlarged_table_keeps_its_center_and_crops_the_other_axis():
     table = torch.randn(15 * 15, 4)
     larger = fit_offsets(table, (8, 8), (11, 6)).view(21, 11, 4)
     assert torch.allclose(larger[10], table.view(15, 15, 4)[7, 2:13], atol=1e-6)
@@ -193,7 +193,7 @@ def test_loading_at_another_size_equals_running_at_it(rel_pos, size):
         torch.testing.assert_close(out, expected)
 
 
-def test_own_weights_come_back_as_they_are_and_smaller_windows_are_cut():
+def test_own_weights_are_unchanged_and_smaller_windows_crop():
     source = tiny()
     state = source.state_dict()
     fitted = source.fit_state(state)
@@ -252,7 +252,7 @@ def test_number_of_parameters_of_base():
     assert 'MCBEiTDetViT' in MODELS
 
 
-def test_initialisation():
+def test_initialization():
     model = MCBEiTDetViT(TINY | dict(num_layers=4), img_size=64)
     assert not model.pos_embed.any()
     assert not model.global_rel_pos_bias.relative_position_bias_table.any()

@@ -17,7 +17,7 @@ from mcbeit_mm import mmcv_ops
 
 STAND_IN = mmcv_ops.install()
 pytest.importorskip('mmcv')
-ops = importlib.import_module('mmcv.ops')  # must not be skipped where mmcv exists
+ops = importlib.import_module('mmcv.ops')  # must not be skipped if mmcv is installed
 needs_stand_in = pytest.mark.skipif(not STAND_IN, reason='mmcv has compiled ops')
 
 
@@ -116,7 +116,7 @@ SCALE, SIZE = 0.5, (3, 2)
 ROIS = [  # batch index, x1, y1, x2, y2 in pixels of an image twice the size of the map
     [0, 2.3, 1.2, 15.1, 12.7],
     [1, 0.0, 0.0, 19.9, 13.9],
-    [1, -7.0, -5.0, 9.0, 30.0],  # sticks out
+    [1, -7.0, -5.0, 9.0, 30.0],  # partly outside
     [0, 6.0, 6.0, 6.4, 6.9],  # smaller than a pixel
     [0, 5.0, 3.0, 5.0, 3.0],  # empty
     [1, 60.0, 60.0, 80.0, 80.0],  # outside
@@ -138,7 +138,7 @@ def slow_sample(feature_map, y, x):
 
 
 def slow_roi_align(x, rois, sampling_ratio, aligned):
-    """RoIAlign by its definition: the mean of bilinear samples in every bin."""
+    """RoIAlign by definition: the mean of bilinear samples in each bin."""
     pooled = []
     for index, *box in rois.tolist():
         x1, y1, x2, y2 = (v * SCALE - 0.5 * aligned for v in box)
@@ -156,7 +156,7 @@ def slow_roi_align(x, rois, sampling_ratio, aligned):
                     for p in range(grid[0])
                     for q in range(grid[1])
                 ]
-                # An empty region has no samples, and its features are zero.
+                # The features of an empty region are zero.
                 pooled.append(torch.stack(samples).mean(0) if samples else x[0, :, 0, 0] * 0)
     return torch.stack(pooled).view(len(rois), *SIZE, -1).permute(0, 3, 1, 2)
 
@@ -205,7 +205,7 @@ def test_roi_align_in_low_precision_is_rounded_once(dtype, rois_dtype):
     out.sum().backward()
     expected.sum().backward()
     assert out.dtype == x.grad.dtype == dtype
-    # Half a unit in the last place, and float32's own error of values that cancel.
+    # Half a unit in the last place, plus float32's error where values cancel.
     tolerance = dict(rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-5, check_dtype=False)
     torch.testing.assert_close(out.double(), expected, **tolerance)
     torch.testing.assert_close(x.grad, x_slow.grad, **dict(tolerance, rtol=torch.finfo(dtype).eps))
@@ -234,7 +234,7 @@ def test_gpu_kernels_equal_the_cpu_ones():
         torch.testing.assert_close(x_gpu.grad.cpu(), x.grad, **tolerance)
 
 
-# --- What is missing, and when the stand-in stays away ------------------------------------------
+# --- Missing ops, and installation --------------------------------------------------------------
 
 
 @needs_stand_in
@@ -264,7 +264,7 @@ def test_the_stand_in_looks_like_a_module():
 
 @pytest.fixture
 def fake_mmcv(tmp_path, monkeypatch):
-    """Stand in for an mmcv package in `tmp_path`, and give a fresh copy of mmcv_ops."""
+    """A fresh copy of mmcv_ops that sees an empty mmcv package in `tmp_path`."""
     package = ModuleType('mmcv')
     package.__spec__ = ModuleSpec('mmcv', None, is_package=True)
     package.__path__ = package.__spec__.submodule_search_locations = [str(tmp_path)]

@@ -90,7 +90,7 @@ def test_fine_tuning_groups(golden_json, case, paramwise):
 
 
 def segmentor(sizes, **kwargs):
-    """A segmentation model with the parameters of the golden one: mmseg's neck, two small heads."""
+    """A segmentor with the golden model's parameters: mmseg's neck, two small heads."""
     from mmseg.models.necks import Feature2Pyramid
 
     dims = sizes['embed_dim']
@@ -114,7 +114,7 @@ def segmentor(sizes, **kwargs):
 
 @pytest.mark.parametrize('case', ['seg', 'seg_abs_and_shared_bias'])
 def test_segmentation_groups(golden, golden_json, case):
-    """As the authors', but cls_token and pos_embed undecayed: their name test misses the prefix."""
+    """Differs from the authors in cls_token and pos_embed: their name check misses the prefix."""
     entry, sizes = golden_json('optim')[case], golden('seg').sizes
     model = segmentor(sizes, abs_pos='abs' in case)
     undecayed = {'backbone.cls_token', 'backbone.pos_embed'} & set(entry['params'])
@@ -225,7 +225,7 @@ def test_schedule_scales_with_each_group_and_resumes():
 @pytest.mark.parametrize('kwargs', [dict(warmup=20, end=10), dict(warmup=1)])
 def test_schedule_refuses_impossible_lengths(kwargs):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(ValueError, match='warmup must lie in'):
+    with pytest.raises(ValueError, match='warmup must be in'):
         WarmupCosineLR(optimizer, **kwargs)
 
 

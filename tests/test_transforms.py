@@ -14,7 +14,7 @@ def photo(height=90, width=120):
 
 
 def pillow_views(image, box, sizes, flip=False):
-    """The slow way: flip and crop as images, rows before columns as Pillow did before 13."""
+    """Reference: flip and crop as images, rows before columns as Pillow before 13."""
     image = Image.fromarray(image)
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -78,14 +78,14 @@ def test_no_flip_draws_nothing():
 
 
 def test_crops_cover_scale_ratio_and_borders():
-    # The image holds its own coordinates, so a view tells where its crop lay.
+    # Pixel values are coordinates, so a view shows where it was cropped.
     rows, cols = np.mgrid[:64, :64].astype(np.uint8) * 4
     image = np.stack([rows, cols, rows], axis=-1)
     transform = TwoViewRandomResizedCrop(size=64, second_size=8, interpolation='bilinear')
     seen = [transform(dict(img=image))['img'][0] for _ in range(300)]
     top = np.array([view[0, :, 0].mean() for view in seen]) / 4
     bottom = np.array([view[-1, :, 0].mean() for view in seen]) / 4
-    assert top.min() < 1 and bottom.max() > 62  # both borders are reached
+    assert top.min() < 1 and bottom.max() > 62  # crops reach both borders
     heights = bottom - top
     assert heights.max() > 55 and heights.min() < 25
 
@@ -99,7 +99,7 @@ def test_same_seed_same_views():
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
 
 
-def test_grey_borders_and_tiny_images_do_not_fail():
+def test_tiny_and_gray_images_do_not_fail():
     transform = TwoViewRandomResizedCrop(size=32, second_size=16)
     for shape in [(1, 1), (2, 300), (300, 2)]:
         student, view = transform(dict(img=photo(*shape)))['img']
@@ -120,12 +120,12 @@ def test_grey_borders_and_tiny_images_do_not_fail():
     ],
 )
 def test_views_refuse_wrong_settings(kwargs):
-    with pytest.raises(ValueError, match='expected one of|ranges|must lie in'):
+    with pytest.raises(ValueError, match='expected one of|ranges|must be in'):
         TwoViewRandomResizedCrop(**kwargs)
 
 
 @pytest.mark.parametrize('kind', [np.float32, np.uint16])
-def test_views_refuse_other_than_8_bits(kind):
+def test_views_require_8_bits(kind):
     with pytest.raises(ValueError, match=f'8-bit image, got {kind.__name__}'):
         TwoViewRandomResizedCrop(32, 16)(dict(img=photo().astype(kind)))
 
@@ -155,7 +155,7 @@ def test_block_mask_has_the_authors_statistics(golden_json):
     counts = masks.sum((1, 2))
     assert counts.max() <= g['count_max'] == config['num_masking_patches']
     assert counts.min() >= g['count_min'] - 4
-    # Standard error of the mean count: 0.99 / sqrt(3000) = 0.018; neighbours: below 0.001.
+    # Standard error of the mean count: 0.99 / sqrt(3000) = 0.018; of neighbors: below 0.001.
     got = statistics(masks)
     assert got['count_mean'] == pytest.approx(g['count_mean'], abs=0.1)
     assert counts.std() == pytest.approx(g['count_std'], rel=0.1)
@@ -207,5 +207,5 @@ def test_block_mask_stops_where_no_block_fits():
     ],
 )
 def test_masks_refuse_wrong_settings(build):
-    with pytest.raises(ValueError, match='must lie in'):
+    with pytest.raises(ValueError, match='must be in'):
         build()

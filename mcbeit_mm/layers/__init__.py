@@ -1,1 +1,1 @@
-"""What the method's files are made of."""
+"""Building blocks of the method."""

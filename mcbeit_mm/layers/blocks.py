@@ -1,13 +1,14 @@
-"""Transformer block of the backbones: timm's BEiT block with the position bias handed in.
+"""Transformer block of the backbones: timm's BEiT block with the position bias as an argument.
 
 Parameter names are those of the official BEiT and mc-BEiT checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates
 from timm.models.beit import Attention, Block
 from torch import Tensor, nn
 
@@ -22,10 +23,10 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class BiasedAttention(Attention):
-    """timm's BEiT attention with the position bias handed in, built once for any grid."""
+    """timm's BEiT attention whose position bias is an argument: one bias serves several blocks."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | BandedBias | None = None) -> Tensor:
-        """Attend over tokens (B, N, D) with an additive bias (1, heads, N, N), in bands or None."""
+        """Attend over tokens (B, N, D) with a bias (1, heads, N, N), a `BandedBias` or None."""
         batch, num_tokens, _ = x.shape
         qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
@@ -37,27 +38,30 @@ class BiasedAttention(Attention):
         return self.proj(x.transpose(1, 2).reshape(batch, num_tokens, -1))
 
 
-def make_block(sizes: dict, drop_path: float, layer_scale: float) -> Block:
-    """A BEiT block of timm whose attention takes any position bias."""
+def make_blocks(sizes: dict, drop_path_rate: float, layer_scale: float) -> nn.ModuleList:
+    """Build timm's BEiT blocks with `BiasedAttention`; drop path grows linearly with depth."""
     dims, num_heads = sizes['embed_dims'], sizes['num_heads']
-    block = Block(
-        dims,
-        num_heads,
-        qkv_bias=True,
-        mlp_ratio=sizes['feedforward_channels'] / dims,
-        drop_path=drop_path,
-        init_values=layer_scale or None,
-        norm_layer=LayerNorm,
-    )
-    block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
-    return block
+    blocks = nn.ModuleList()
+    for rate in calculate_drop_path_rates(drop_path_rate, sizes['num_layers']):
+        block = Block(
+            dims,
+            num_heads,
+            qkv_bias=True,
+            mlp_ratio=sizes['feedforward_channels'] / dims,
+            drop_path=rate,
+            init_values=layer_scale or None,
+            norm_layer=LayerNorm,
+        )
+        block.attn = BiasedAttention(dims, num_heads, qkv_bias=True)
+        blocks.append(block)
+    return blocks
 
 
 @torch.no_grad()
 def init_layers(
     model: nn.Module, init: Callable[[Tensor], Tensor], kinds: tuple[type[nn.Module], ...]
 ) -> None:
-    """Draw the weights of the given kinds of layers and scale down what block i adds, as BEiT."""
+    """Initialize the given kinds of layers; scale down the outputs of block i, as BEiT does."""
     for module in model.modules():
         if isinstance(module, kinds):
             init(module.weight)
@@ -69,7 +73,7 @@ def init_layers(
 
 
 def arch_sizes(arch: str | dict) -> dict:
-    """The four sizes of an architecture given by name or in full."""
+    """Return the four sizes of an architecture given by name or in full."""
     if isinstance(arch, str):
         check_choice('arch', arch, tuple(ARCHS))
         return ARCHS[arch]
@@ -83,3 +87,17 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
     """Raise ValueError unless the value of a setting is one of its choices."""
     if value not in choices:
         raise ValueError(f'{name} is {value!r}, expected one of {choices}')
+
+
+def allow_recompiles(model_cfg: Mapping) -> None:
+    """Raise torch.compile's process-wide recompile limit if the backbone has `compile_blocks`.
+
+    Drop path rates specialize the code of each block, so all blocks count towards one limit; beyond
+    it, torch runs them uncompiled.
+    """
+    backbone = model_cfg.get('backbone') or {}
+    if backbone.get('compile_blocks'):
+        # Four versions per block: training, evaluation, with and without checkpointing.
+        needed = 4 * arch_sizes(backbone.get('arch', 'base'))['num_layers']
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, needed)

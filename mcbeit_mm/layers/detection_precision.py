@@ -1,8 +1,8 @@
 """mmdet's RPN head and RoI extractor with coordinates in float32 under mixed precision.
 
-mmdet takes the type of the features for anchors and regions: bfloat16 rounds a coordinate near 1000
-to 4 pixels, and mmcv's compiled RoIAlign refuses it. Detectron2, which the authors used, keeps
-anchors and proposals in float32. Needs mmdet, so nothing else of the package imports this module.
+mmdet computes anchors and regions in the features' dtype: bfloat16 rounds a coordinate near 1000
+to 4 pixels, and mmcv's compiled RoIAlign does not support it. Detectron2, which the authors used,
+keeps both in float32. Needs mmdet, so no other module of the package imports this one.
 """
 
 from mmdet.models.dense_heads import RPNHead
@@ -13,20 +13,20 @@ from torch import Tensor
 
 @MODELS.register_module()
 class Float32RPNHead(RPNHead):
-    """RPNHead that computes as autocast says and returns float32, so its anchors are float32."""
+    """RPNHead that follows autocast but returns float32, which makes its anchors float32."""
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, A, H, W) and box deltas (B, 4 A, H, W) of one level (B, C, H, W)."""
+        """Return scores (B, A, H, W) and box deltas (B, 4 A, H, W) of a level (B, C, H, W)."""
         scores, deltas = super().forward_single(x)
         return scores.float(), deltas.float()
 
 
 @MODELS.register_module()
 class Float32RoIExtractor(SingleRoIExtractor):
-    """SingleRoIExtractor whose regions, features and result are float32."""
+    """SingleRoIExtractor with regions, features and output in float32."""
 
     def forward(
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """Features (N, C, size, size) of regions (N, 5) as batch index, x1, y1, x2, y2."""
+        """Pool features (N, C, size, size) of regions (N, 5): batch index, x1, y1, x2, y2."""
         return super().forward(tuple(x.float() for x in feats), rois.float(), roi_scale_factor)

@@ -1,9 +1,7 @@
-"""Positions of the detection backbone: attention bias, fit to other patch grids and checkpoints.
+"""Positions of the detection backbone: attention bias, and fitting to other patch grids.
 
-Pretrained shared tables are resized bicubically, per-block ones by the authors' geometric rule.
-Afterwards, between grids of detection, at run time and on loading, a smaller grid takes a cut,
-since training pads its images at the right and bottom, so that a patch and an offset keep their
-meaning in a smaller image; a larger grid takes a bicubic enlargement.
+Training pads images at the right and bottom, so patches and offsets mean the same in a smaller
+image: a smaller grid takes a crop of the positions. A larger grid takes a bicubic enlargement.
 """
 
 import math
@@ -19,7 +17,7 @@ TABLE = 'relative_position_bias_table'
 
 
 class OffsetTable(nn.Module):
-    """Relative position table of a patch grid without class token: (offsets, heads), row-major."""
+    """Relative position table (offsets, heads) of a patch grid without class token, row-major."""
 
     def __init__(self, grid: Grid, num_heads: int):
         super().__init__()
@@ -29,11 +27,11 @@ class OffsetTable(nn.Module):
         )
 
     def bias(self, grid: Grid, dtype: torch.dtype) -> Tensor:
-        """Attention bias of a patch grid (h, w), the table's own or another: (1, heads, hw, hw)."""
+        """Return the attention bias (1, heads, hw, hw) of any patch grid (h, w)."""
         return offset_bias(self.offsets(grid), grid, 0, grid[0]).to(dtype)
 
     def offsets(self, grid: Grid) -> Tensor:
-        """The table of a patch grid (h, w), the own or another: (heads, 2h - 1, 2w - 1)."""
+        """Return the table (heads, 2h - 1, 2w - 1) of any patch grid (h, w)."""
         offsets = fit_offsets(self.relative_position_bias_table, self.grid, grid)
         return offsets.T.reshape(-1, *offset_sides(grid))
 
@@ -44,7 +42,7 @@ def offset_sides(grid: Grid) -> Grid:
 
 
 def fit_offsets(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Table of a grid from the table (rows, heads) of another: cut where smaller, else enlarged."""
+    """Fit a table (rows, heads) to another grid: crop smaller axes, enlarge larger ones."""
     larger = tuple(map(max, source, target))
     table = resize_bicubic(table, offset_sides(source), offset_sides(larger))
     rows, cols = (slice(b - t, b + t - 1) for b, t in zip(larger, target, strict=True))
@@ -52,14 +50,14 @@ def fit_offsets(table: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def fit_pos_embed(pos_embed: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Position embedding (1, h*w, D) of a grid from that of another, by the same rule."""
+    """Fit a position embedding (1, h*w, D) to another grid by the same rule."""
     larger = tuple(map(max, source, target))
     pos_embed = resize_bicubic(pos_embed[0], source, larger)
     return pos_embed.view(*larger, -1)[: target[0], : target[1]].reshape(1, math.prod(target), -1)
 
 
 def resize_bicubic(rows: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Plain bicubic interpolation of a row-major map (h*w, C), as the authors load positions."""
+    """Resize a row-major map (h*w, C) bicubically, as the authors do on loading."""
     if source == target:
         return rows
     image = rows.float().T.reshape(1, -1, *source)

@@ -1,6 +1,6 @@
 """Relative position tables: their index, their bias, and their resizing to another patch grid.
 
-A table has one row per relative offset (dy, dx) of a patch grid (h, w), row-major, plus three last
+A table has one row per relative offset (dy, dx) of a patch grid (h, w), row-major, and three final
 rows for class-to-patch, patch-to-class and class-to-class: (2h - 1)(2w - 1) + 3 rows, one column
 per head.
 Source: BEiT (arXiv 2106.08254) and lixiaotong97/mc-BEiT@37489a1.
@@ -18,26 +18,26 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 NUM_CLS_ROWS = 3
-# Elements: fused kernels for 16-bit types demand that rows of a bias begin at multiples of it.
+# Fused kernels for 16-bit types require the rows of a bias to start at multiples of 8 elements.
 ALIGNMENT = 8
 KEPT_BYTES = 2**30
 
 
 def num_table_rows(grid: Grid) -> int:
-    """Number of rows of the table of a patch grid, class-token rows included."""
+    """Number of table rows of a patch grid, class-token rows included."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLS_ROWS
 
 
 @lru_cache(maxsize=32)
 def position_index(grid: Grid, device: torch.device) -> Tensor:
     """Table row of each (query, key) pair, class token first: (1 + h*w, 1 + h*w) int64."""
-    with torch.inference_mode(False), torch.no_grad():  # kept for training too
+    with torch.inference_mode(False), torch.no_grad():  # cached for training too
         return gen_relative_position_index(grid, device=device)
 
 
 @lru_cache(maxsize=32)
 def _aligned_index(grid: Grid, device: torch.device) -> Tensor:
-    """`position_index` with rows filled up to a multiple of ALIGNMENT, by the table's row 0."""
+    """`position_index` with rows padded by zeros to a multiple of ALIGNMENT."""
     index = position_index(grid, device)
     with torch.inference_mode(False), torch.no_grad():
         return F.pad(index, (0, -len(index) % ALIGNMENT))
@@ -46,8 +46,8 @@ def _aligned_index(grid: Grid, device: torch.device) -> Tensor:
 def table_to_bias(table: Tensor, table_grid: Grid, grid: Grid) -> Tensor:
     """Attention bias of an input with patch grid `grid`: (1, heads, N, N or more), N = 1 + h*w.
 
-    Columns beyond N fill rows up to a multiple of ALIGNMENT; `attention.attend` leaves them out.
-    The table is resized first where its own grid is another one; gradients flow through both steps.
+    Columns beyond N pad rows to a multiple of ALIGNMENT; `attention.attend` ignores them. A table
+    of another grid is resized first; gradients flow through both steps.
     """
     table = resize_table(table, table_grid, grid)
     index = _aligned_index(grid, table.device)
@@ -55,22 +55,22 @@ def table_to_bias(table: Tensor, table_grid: Grid, grid: Grid) -> Tensor:
 
 
 class KeptBiases:
-    """Biases of the last patch grid, kept for inference while their tables stay the same.
+    """Cache for inference: the biases of the last patch grid while their tables are unchanged.
 
-    Changes are seen in a table's version, which fused optimizers and writing to its `.data` do not
-    raise: `clear` after these. More than KEPT_BYTES are not kept.
+    Changes are detected by a table's version, which fused optimizers and writes to `.data` do not
+    increment: call `clear` after these. Biases above KEPT_BYTES are not cached.
     """
 
     def __init__(self):
         self.clear()
 
     def clear(self) -> None:
-        """Forget them."""
+        """Empty the cache."""
         self._key: tuple = ()
         self._biases: list[Tensor] = []
 
     def get(self, tables: Sequence[Tensor], table_grid: Grid, grid: Grid) -> list[Tensor]:
-        """`table_to_bias` of each table, without gradient."""
+        """Return `table_to_bias` of each table, without gradient."""
         key = (grid, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tables))
         if key == self._key:
             return self._biases
@@ -81,11 +81,10 @@ class KeptBiases:
 
 
 def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Resize a table by the cubic interpolation on a geometric grid that the BEiT family uses.
+    """Resize a table by the BEiT family's cubic interpolation on a geometric grid.
 
     The interpolation is linear in the table, so it is a product with one small matrix per axis:
-    differentiable, exact in the source's own grid, and defined for non-square grids. The three
-    class-token rows are kept.
+    differentiable, and defined for non-square grids. The class-token rows are kept.
     """
     if source == target:
         return table
@@ -96,8 +95,8 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
 def resize_detection_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     """Resize a table without class-token rows as the authors' detection code does.
 
-    It searches the ratio at every size. Towards an equal or smaller grid the search stops at
-    q = 1.01, so the result is neither the identity nor a shrunken table but a stretched crop.
+    It searches the ratio for any size. For an equal or smaller grid the search ends at q = 1.01,
+    so the result is neither the identity nor a shrunken table but a stretched crop.
     Source: lixiaotong97/mc-BEiT@37489a1 detection.
     """
     return _resize_offsets(table, source, target, always_geometric=True)
@@ -125,10 +124,9 @@ def axis_matrix(
 ) -> Tensor:
     """Interpolation matrix of one axis, (2 * target - 1, 2 * source - 1), rows sum to 1.
 
-    Source offsets sit at 0, +-1, +-(1 + q), +-(1 + q + q^2), ... so that near offsets keep their
-    spacing and the outermost reaches the target's outermost. A smaller target takes evenly spaced
-    sources instead, unless `always_geometric`: the authors' ratio search stops at q = 1.01 there
-    and crops the table.
+    Source offsets are placed at 0, +-1, +-(1 + q), +-(1 + q + q^2), ... so that near offsets keep
+    their spacing and the outermost matches the target's outermost. A smaller target uses evenly
+    spaced source offsets, unless `always_geometric`, see `resize_detection_table`.
     """
     if source == 1:
         matrix = np.ones((2 * target - 1, 1))
@@ -139,7 +137,7 @@ def axis_matrix(
         degree = min(3, 2 * source - 2)
         spline = make_interp_spline(positions, np.eye(2 * source - 1), k=degree)
         matrix = spline(np.clip(wanted, positions[0], positions[-1]))
-    with torch.inference_mode(False), torch.no_grad():  # kept for training too
+    with torch.inference_mode(False), torch.no_grad():  # cached for training too
         return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 
@@ -149,8 +147,7 @@ def _even_positions(source: int, target: int) -> np.ndarray:
 
 def _geometric_positions(source: int, target: int) -> np.ndarray:
     low, high = 1.01, 1.5
-    # Bisection to 1e-6, as the authors': the sum 1 + q + ... over the source's half width is the
-    # target's.
+    # The authors' bisection to 1e-6: 1 + q + ... over the source's half width equals the target's.
     while high - low > 1e-6:
         ratio = (low + high) / 2
         if (1 - ratio ** (source - 1)) / (1 - ratio) > target - 1:

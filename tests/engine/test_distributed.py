@@ -1,11 +1,9 @@
-"""Several processes compute what one process computes on the same images."""
+"""Several processes compute the same as one process on the same images."""
 
 import pytest
 import torch
 from conftest import relative_error
 from ddp_runs import CASES, everything, model, on_ranks
-
-# Masked patches of eight images, of 16: the ranks' totals differ, with 2 and with 4 ranks.
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +30,7 @@ def test_loss_metrics_and_gradients_are_those_of_one_process(ranks, alone, name)
 
 
 def test_mean_of_the_ranks_own_means_would_differ(ranks, alone):
-    """Else the comparison above could not fail."""
+    """Shows that the comparison above can fail."""
     expected, got = alone['refined']['grads'], ranks[0]['own means']['grads']
     assert max(relative_error(got[key], grad) for key, grad in expected.items()) > 0.05
 
@@ -40,7 +38,7 @@ def test_mean_of_the_ranks_own_means_would_differ(ranks, alone):
 @pytest.mark.parametrize('name', ['weights', 'accumulated'])
 def test_training_is_that_of_one_process(ranks, alone, name):
     for key, value in alone[name].items():
-        # Each step moves a weight by up to lr = 1e-2: the difference is in the last digits.
+        # Each step moves a weight by up to lr = 1e-2.
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Attention in its several ways against the plain formula."""
+"""Every implementation of attention against the formula."""
 
 import pytest
 import torch
@@ -46,8 +46,7 @@ def test_bias_of_a_band_is_a_part_of_the_whole(grid):
 
 
 @pytest.mark.parametrize('grid', [(3, 5), (5, 3), (1, 7), (6, 1)])
-@pytest.mark.parametrize('queries', [1, 5, 7, 1000])
-@pytest.mark.parametrize('batch', [1, 2])
+@pytest.mark.parametrize('queries, batch', [(1, 1), (5, 2), (7, 1), (1000, 2)])
 def test_bands_equal_the_formula(monkeypatch, grid, queries, batch):
     monkeypatch.setattr(attention, 'BAND_QUERIES', queries)
     q, k, v, offsets = all_inputs = inputs(grid, batch)
@@ -75,12 +74,12 @@ def test_attention_with_and_without_gradients(with_bias):
     with torch.no_grad():
         assert relative_error(attend(q, k, v, bias), expected) < 1e-12
     assert torch.autograd.gradcheck(attend, (q, k, v, bias))
-    if with_bias:  # columns that fill up rows play no part
+    if with_bias:  # padding is ignored
         wider = torch.nn.functional.pad(bias, (0, 2), value=torch.nan)
         assert torch.equal(attend(q, k, v, wider), attend(q, k, v, bias))
 
 
-def test_half_precision_keeps_its_type():
+def test_half_precision_keeps_its_dtype():
     q, k, v, offsets = inputs((2, 3), dtype=torch.float32)
     half = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
     with torch.autocast('cpu', torch.bfloat16):
@@ -101,7 +100,7 @@ def test_detection_backbone_in_bands(monkeypatch, rel_pos, with_cp):
             torch.nn.init.normal_(parameter)
     image = torch.randn(1, 3, 75, 109)  # 5 x 7 patches
     results = []
-    for threshold in (10**9, 30):  # windows have 16 patches, the map 35
+    for threshold in (10**9, 30):  # between 16 patches of a window and 35 of the map
         monkeypatch.setattr(detection, 'BANDED_FROM', threshold)
         monkeypatch.setattr(attention, 'BAND_QUERIES', 10)
         model.zero_grad(set_to_none=True)
@@ -130,14 +129,14 @@ def test_bands_on_cuda(dtype):
     assert relative_error(found.cpu().double(), expected) < 2**-5
     found.float().sum().backward()
     expected.sum().backward()
-    # The sums of a softmax' gradients cancel: an absolute bound.
+    # The sums of a softmax's gradients cancel, hence an absolute bound.
     gap = (offsets.grad.cpu() - exact[3].grad).abs().max()
     assert gap < 0.05 * exact[2].grad.abs().max()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('trainable', [True, False])  # other kernels
+@pytest.mark.parametrize('trainable', [True, False])  # they use different kernels
 def test_aligned_bias_on_cuda(dtype, trainable):
     grid = (14, 14)  # 197 tokens: rows of 200
     q, k, v = (torch.randn(2, 2, 197, 32) for _ in range(3))

@@ -20,7 +20,7 @@ def _scope():
 
 
 def proposals(head_class):
-    """Boxes (N, 4) that an RPN head proposes on an image of 1024 pixels, in bf16 autocast."""
+    """Boxes (N, 4) proposed by an RPN head on a 1024-pixel image under bf16 autocast."""
     torch.manual_seed(0)
     head = head_class(
         in_channels=4,
@@ -34,7 +34,7 @@ def proposals(head_class):
         ),
     )
     torch.nn.init.normal_(head.rpn_cls.weight, std=1.0)
-    for param in head.rpn_reg.parameters():  # proposals are the anchors themselves
+    for param in head.rpn_reg.parameters():  # proposals equal the anchors
         torch.nn.init.zeros_(param)
     feats = (torch.randn(1, 4, 64, 64),)
     metas = [dict(img_shape=(1024, 1024), scale_factor=(1, 1))]
@@ -55,7 +55,7 @@ def test_anchors_keep_their_size_under_bf16():
     assert len(found) > 1000
     assert (found[:, None] - expected).abs().min(1).values.max() < 1e-3
     rounded = widths(proposals(RPNHead))
-    assert (rounded[:, None] - expected).abs().min(1).values.max() > 1  # what the class is for
+    assert (rounded[:, None] - expected).abs().min(1).values.max() > 1  # the error avoided
 
 
 def regions(extractor_class, dtype):
@@ -64,18 +64,18 @@ def regions(extractor_class, dtype):
         out_channels=1,
         featmap_strides=STRIDES,
     )
-    # The feature is the column, which bf16 holds exactly; a column is 4 pixels.
+    # The feature is the index of the 4-pixel column, exact in bf16.
     ramp = torch.arange(256.0).expand(1, 1, 256, 256)
     feats = tuple(ramp[..., ::s, ::s].to(dtype).contiguous() for s in (1, 2, 4, 8))
     left = torch.tensor([[0, x, 500.0, x + 30.7, 540.0] for x in (3.3, 401.9, 771.3, 970.1)])
     return extractor(feats, left)
 
 
-def test_regions_are_cut_where_they_lie_under_bf16():
+def test_regions_keep_their_position_under_bf16():
     exact = regions(SingleRoIExtractor, torch.float32)
     assert torch.equal(regions(Float32RoIExtractor, torch.float32), exact)
     ours = regions(Float32RoIExtractor, torch.bfloat16)
     assert ours.dtype == torch.float32
     assert torch.equal(ours, exact)
     theirs = regions(SingleRoIExtractor, torch.bfloat16).float()
-    assert (theirs - exact).abs().max() > 0.4  # what the class is for
+    assert (theirs - exact).abs().max() > 0.4  # the error avoided

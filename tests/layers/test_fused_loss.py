@@ -1,80 +1,38 @@
-"""The chunked loss against the plain equations: odd shapes, chunks, half precision, memory."""
+"""The fused loss against the plain one: chunks, odd shapes, half precision, memory."""
 
 from unittest import mock
 
 import pytest
 import torch
+from loss_inputs import loss_inputs, relative_norm, with_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcbeit_mm import losses
 from mcbeit_mm.layers import fused_loss
 from mcbeit_mm.layers.fused_loss import MaskedPlaces, Precision
-from mcbeit_mm.losses import multi_choice_terms
-from mcbeit_mm.targets import multi_choice_targets
-
-NAMES = ('loss', 'kl', 'target_entropy', 'mlm_acc')
+from mcbeit_mm.losses import MultiChoiceLoss, multi_choice_loss
 
 
-def plain_terms(feats, weight, bias, token_logits, mask, omega):
-    """All logits, all targets, then the mask: the equations as they stand."""
-    targets = multi_choice_targets(token_logits, feats, omega=omega)[mask]
-    logits = (feats @ weight.T + bias)[mask]
-    loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
-    entropy = -torch.special.xlogy(targets, targets).sum(-1).mean()
-    labels = token_logits.flatten(2).argmax(1)[mask]
-    hits = (logits.argmax(-1) == labels).double().mean()
-    return dict(loss=loss, kl=loss - entropy, target_entropy=entropy, mlm_acc=hits)
-
-
-def example(batch, grid, dims, vocab, counts, dtype=torch.float64, channels_last=False):
-    """Inputs whose logits resemble a trained head's; `counts` masked patches per image."""
-    torch.manual_seed(batch * vocab + dims)
-    patches = grid[0] * grid[1]
-    feats = torch.randn(batch, patches, dims, dtype=torch.float64)
-    weight = torch.randn(vocab, dims, dtype=torch.float64) * 0.1
-    logits = 4 * torch.randn(batch, vocab, *grid, dtype=torch.float64)
-    if channels_last:
-        logits = logits.contiguous(memory_format=torch.channels_last)
-    mask = torch.zeros(batch, patches, dtype=torch.bool)
-    for row, count in zip(mask, counts, strict=True):
-        row[torch.randperm(patches)[:count]] = True
-    bias = torch.randn(vocab, dtype=torch.float64) * 0.1
-    params = [x.to(dtype).requires_grad_() for x in (feats, weight, bias)]
-    return *params, logits.to(dtype), mask
-
-
-def with_gradients(function, inputs, **kwargs):
-    terms = function(*inputs, **kwargs)
-    grads = torch.autograd.grad(terms['loss'], inputs[:3])
-    return [terms[name].detach().double() for name in NAMES], [g.double() for g in grads]
-
-
-def relative(got, expected):
-    return float((got - expected).norm() / expected.norm())
-
-
-@pytest.mark.parametrize('images_per_chunk', [1, 2, 16])
-@pytest.mark.parametrize('omega', [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(
-    'batch, grid, dims, vocab, counts',
+    'grid, dims, vocab_size, counts',
     [
-        (1, (3, 5), 7, 65, (4,)),  # one image, a vocabulary that is no multiple of 64
-        (3, (2, 3), 5, 13, (0, 6, 2)),  # an image without masked patches, one of nothing else
-        (4, (4, 4), 8, 130, (9, 9, 9, 9)),  # equal counts, as RandomPatchMask makes them
-        (5, (1, 4), 3, 2, (4, 4, 4, 4, 4)),
+        ((3, 5), 7, 65, (4,)),  # one image, vocab_size not a multiple of 64
+        ((2, 3), 5, 13, (0, 6, 2)),  # one image fully visible, one fully masked
+        ((4, 4), 8, 130, (9, 9, 9, 9)),  # equal counts, as RandomPatchMask makes them
+        ((1, 4), 3, 2, (4, 4, 4, 4, 4)),
     ],
 )
-def test_equals_the_plain_equations(batch, grid, dims, vocab, counts, omega, images_per_chunk):
-    inputs = example(batch, grid, dims, vocab, counts, channels_last=batch == 4)
-    size = {'cpu': images_per_chunk * grid[0] * grid[1] * vocab}
-    with mock.patch.object(losses, 'CHUNK_ELEMENTS', size):
-        got = with_gradients(multi_choice_terms, inputs, omega=omega)
-    expected = with_gradients(plain_terms, inputs, omega=omega)
+@pytest.mark.parametrize('images_per_chunk, omega', [(1, 0.2), (2, 0.0), (2, 1.0), (16, 0.2)])
+def test_equals_the_plain_loss(grid, dims, vocab_size, counts, omega, images_per_chunk):
+    inputs = loss_inputs(grid, dims, vocab_size, counts, channels_last=vocab_size == 130)
+    size = {'cpu': images_per_chunk * grid[0] * grid[1] * vocab_size}
+    with mock.patch.object(fused_loss, 'CHUNK_ELEMENTS', size):
+        got = with_gradients(inputs, omega=omega)
+    expected = with_gradients(inputs, omega=omega, fused=False)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_non_contiguous_inputs():
-    feats, weight, bias, logits, mask = example(2, (3, 4), 6, 17, (5, 7))
+    feats, weight, bias, logits, mask = loss_inputs((3, 4), 6, 17, (5, 7))
     odd = (
         feats.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(),
         torch.stack((weight, weight), -1)[..., 0].detach().requires_grad_(),
@@ -83,54 +41,58 @@ def test_non_contiguous_inputs():
         torch.stack((mask, mask), -1)[..., 0],
     )
     assert not any(x.is_contiguous() for x in odd)
-    got = with_gradients(multi_choice_terms, odd)
-    expected = with_gradients(plain_terms, (feats, weight, bias, logits, mask), omega=0.2)
+    got = with_gradients(odd)
+    expected = with_gradients((feats, weight, bias, logits, mask), fused=False)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_gradient_can_be_scaled_and_taken_twice():
-    inputs = example(2, (2, 3), 4, 9, (3, 4))
-    loss = multi_choice_terms(*inputs)['loss']
+    inputs = loss_inputs((2, 3), 4, 9, (3, 4))
+    loss = multi_choice_loss(*inputs)
     once = torch.autograd.grad(loss, inputs[:3], retain_graph=True)
     scaled = torch.autograd.grad(1024 * loss, inputs[:3])
     torch.testing.assert_close([1024 * g for g in once], list(scaled), rtol=1e-12, atol=0)
 
 
 def test_without_gradients_none_are_computed():
-    inputs = example(2, (2, 3), 4, 9, (3, 4))
+    inputs, loss = loss_inputs((2, 3), 4, 9, (3, 4)), MultiChoiceLoss()
     with torch.no_grad(), mock.patch.object(fused_loss, '_linear_gradients', None):
-        terms = multi_choice_terms(*inputs)
-    expected = multi_choice_terms(*inputs)
-    for name in NAMES:
-        assert torch.equal(terms[name], expected[name])
+        terms = loss.terms(*inputs)
+    for name, expected in loss.terms(*inputs).items():
+        assert torch.equal(terms[name], expected)
 
 
-# Of 8 mantissa bits a product keeps 2^-9 = 2e-3; of fp16's 11 bits 2^-12 = 2.4e-4. The gradient is
-# a difference of probabilities, so it loses a few times more.
+# Bounds of loss and gradients. One rounding is 2^-9 = 2e-3 in bf16 and 2^-12 = 2.4e-4 in fp16; a
+# gradient is a difference of probabilities, whose error is a few times larger.
 HALF = {torch.bfloat16: (5e-3, 2e-2), torch.float16: (1e-3, 4e-3)}
 
 
 @pytest.mark.parametrize('dtype', HALF)
-@pytest.mark.parametrize('mix', ['exact', 'fp16'])  # what a CPU and what CUDA takes
+@pytest.mark.parametrize('mix', ['exact', 'fp16'])  # as on CPU and on CUDA
 def test_half_precision_stays_within_bounds_of_fp64(dtype, mix):
-    exact = example(3, (7, 7), 64, 1000, (20, 37, 49))
-    expected = with_gradients(plain_terms, exact, omega=0.2)
+    exact = loss_inputs((7, 7), 64, 1000, (20, 37, 49))
+    expected = with_gradients(exact, fused=False)
     inputs = [x.detach().float().requires_grad_(x.requires_grad) for x in exact[:4]] + [exact[4]]
     precision = Precision(dtype, torch.float16 if mix == 'fp16' else torch.float32, torch.float32)
     with (
         torch.autocast('cpu', dtype=dtype),
         mock.patch.object(Precision, 'of', lambda rows, weight: precision),
     ):
-        values, grads = with_gradients(multi_choice_terms, inputs)
-    loss_bound, grad_bound = HALF[dtype]
-    assert abs(values[0] - expected[0][0]) <= loss_bound * expected[0][0]
-    assert abs(values[2] - expected[0][2]) <= loss_bound * expected[0][2]
-    for got, want in zip(grads, expected[1], strict=True):
-        assert relative(got, want) <= grad_bound
+        got = with_gradients(inputs)
+    compare(got, expected, *HALF[dtype])
+
+
+def compare(got, expected, loss_bound, grad_bound):
+    """Compare loss, target entropy and the norm of each gradient's error."""
+    for name in ('loss', 'target_entropy'):
+        value = expected[0][name]
+        assert abs(got[0][name].cpu() - value) <= loss_bound * value
+    for grad, wanted in zip(got[1], expected[1], strict=True):
+        assert relative_norm(grad.cpu().double(), wanted) <= grad_bound
 
 
 def test_fp16_gradients_neither_overflow_nor_vanish():
-    """A collapsed head: all residuals of a code add up, those of the others lie below 1e-6."""
+    """A collapsed head: all residuals of one code add up, those of the others are below 1e-6."""
     feats = torch.full((2, 256, 8), 27.0)
     weight, bias = torch.zeros(4096, 8), torch.zeros(4096)
     token_logits = torch.zeros(2, 4096, 256)
@@ -140,13 +102,13 @@ def test_fp16_gradients_neither_overflow_nor_vanish():
     def gradients(dtype, **autocast):
         inputs = [x.to(dtype).requires_grad_() for x in (feats, weight, bias)]
         with torch.autocast('cpu', dtype=torch.float16, **autocast):
-            terms = multi_choice_terms(*inputs, token_logits.to(dtype), mask, tau=1.0)
-        return torch.autograd.grad(65536 * terms['loss'], inputs[1:])
+            loss = multi_choice_loss(*inputs, token_logits.to(dtype), mask, tau=1.0)
+        return torch.autograd.grad(65536 * loss, inputs[1:])
 
     expected = gradients(torch.float64, enabled=False)
     for got, want in zip(gradients(torch.float32), expected, strict=True):
         assert got.isfinite().all() and (got != 0).all()
-        assert relative(got.double(), want) < 2e-3
+        assert relative_norm(got.double(), want) < 2e-3
 
 
 def test_autocast_dtype_decides():
@@ -167,40 +129,35 @@ def test_places_of_masks():
 
 
 def test_no_tensor_of_all_patches_and_codes_is_made():
-    feats, weight, bias, logits, mask = example(6, (4, 4), 8, 96, (12,) * 6, dtype=torch.float32)
+    feats, weight, bias, logits, mask = loss_inputs((4, 4), 8, 96, (12,) * 6, torch.float32)
     made = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):  # views of the logits are no tensors of their own
+            if isinstance(out, torch.Tensor):  # views share the storage of the logits
                 made.append(out.untyped_storage())
             return out
 
-    with Watch(), mock.patch.object(losses, 'CHUNK_ELEMENTS', {'cpu': 16 * 96}):
-        multi_choice_terms(feats, weight, bias, logits, mask)['loss'].backward()
+    with Watch(), mock.patch.object(fused_loss, 'CHUNK_ELEMENTS', {'cpu': 16 * 96}):
+        multi_choice_loss(feats, weight, bias, logits, mask).backward()
     sizes = [x.nbytes() // 4 for x in made if x.data_ptr() != logits.data_ptr()]
     assert max(sizes) == 16 * 96  # one image, of six
 
 
 @pytest.mark.slow
 def test_compiled_equals_eager():
-    inputs = example(3, (3, 4), 8, 96, (5, 7, 12), dtype=torch.float32)
-    got = with_gradients(multi_choice_terms, inputs, compiled=True)
-    torch.testing.assert_close(
-        got, with_gradients(multi_choice_terms, inputs), rtol=1e-5, atol=1e-7
-    )
+    inputs = loss_inputs((3, 4), 8, 96, (5, 7, 12), dtype=torch.float32)
+    got = with_gradients(inputs, compiled=True)
+    torch.testing.assert_close(got, with_gradients(inputs), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', [None, *HALF])
 def test_cuda_equals_fp64(dtype):
-    exact = example(9, (14, 14), 64, 1000, range(140, 149))
-    expected = with_gradients(plain_terms, exact, omega=0.2)
+    exact = loss_inputs((14, 14), 64, 1000, range(140, 149))
+    expected = with_gradients(exact, fused=False)
     inputs = [x.detach().float().cuda().requires_grad_(x.requires_grad) for x in exact[:4]]
     with torch.autocast('cuda', dtype=dtype, enabled=dtype is not None):
-        values, grads = with_gradients(multi_choice_terms, (*inputs, exact[4]))
-    loss_bound, grad_bound = HALF.get(dtype, (1e-5, 1e-4))
-    assert abs(values[0].cpu() - expected[0][0]) <= loss_bound * expected[0][0]
-    for got, want in zip(grads, expected[1], strict=True):
-        assert relative(got.cpu(), want) <= grad_bound
+        got = with_gradients((*inputs, exact[4]))
+    compare(got, expected, *HALF.get(dtype, (1e-5, 1e-4)))

@@ -44,11 +44,11 @@ def test_bias_looks_up_the_table():
 
 
 @pytest.mark.parametrize('grid', [(14, 14), (1, 1), (1, 7), (3, 5)])
-def test_rows_are_aligned_and_their_filling_has_no_gradient(grid):
+def test_rows_are_aligned_and_their_padding_has_no_gradient(grid):
     table = torch.randn(num_table_rows(grid), 2, requires_grad=True)
     bias, size = table_to_bias(table, grid, grid), 1 + grid[0] * grid[1]
     assert bias.is_contiguous() and bias.shape[-1] - size in range(8)
-    for half in (bias.to(torch.bfloat16), bias):  # what the kernels demand of 16-bit types
+    for half in (bias.to(torch.bfloat16), bias):  # required by kernels for 16-bit types
         cut = half[..., :size]
         assert all(stride % 8 == 0 for stride in cut.stride()[:-1]) and cut.stride(-1) == 1
     index = position_index(grid, torch.device('cpu'))
@@ -61,7 +61,7 @@ def test_rows_are_aligned_and_their_filling_has_no_gradient(grid):
     assert relative_error(found, expected) < 1e-5
 
 
-def test_kept_biases_follow_their_tables():
+def test_cached_biases_follow_their_tables():
     kept, grid, other = KeptBiases(), (2, 3), (3, 3)
     tables = [nn.Parameter(torch.randn(num_table_rows(grid), 2)) for _ in range(2)]
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_kept_biases_follow_their_tables():
             assert torch.equal(after[1], table_to_bias(tables[1], grid, grid))
 
 
-def test_large_biases_are_not_kept(monkeypatch):
+def test_large_biases_are_not_cached(monkeypatch):
     monkeypatch.setattr('mcbeit_mm.layers.rel_pos.KEPT_BYTES', 100)
     kept, tables = KeptBiases(), [torch.randn(num_table_rows((2, 3)), 2)]
     assert kept.get(tables, (2, 3), (2, 3)) is not kept.get(tables, (2, 3), (2, 3))
@@ -101,7 +101,7 @@ def test_non_square_and_shrinking_grids(source, target):
     torch.testing.assert_close(constant, torch.ones_like(constant))
 
 
-def test_growing_keeps_centre_and_mirror_symmetry():
+def test_growing_keeps_center_and_mirror_symmetry():
     matrix = axis_matrix(14, 24, torch.device('cpu'), torch.float64)
     assert matrix.shape == (47, 27)
     torch.testing.assert_close(matrix[23], torch.eye(27, dtype=torch.float64)[13])
@@ -115,7 +115,7 @@ def test_same_grid_is_the_identity_and_gradients_flow():
 
 
 def test_resizing_equals_a_direct_spline():
-    """The matrix product is the tensor-product spline that the authors' interp2d evaluates."""
+    """The matrix product equals the tensor-product spline of the authors' interp2d."""
     from scipy.interpolate import RectBivariateSpline
 
     from mcbeit_mm.layers.rel_pos import _geometric_positions
@@ -149,7 +149,7 @@ def test_growing_tables_equal_the_authors(golden):
 
 
 def test_matrices_made_in_inference_mode_serve_training():
-    grid = (5, 7)  # used by no other test: the caches are empty
+    grid = (5, 7)  # used by no other test, so not cached yet
     with torch.inference_mode():
         table_to_bias(torch.zeros(num_table_rows((3, 3)), 2), (3, 3), grid)
     table = torch.zeros(num_table_rows((3, 3)), 2, requires_grad=True)
