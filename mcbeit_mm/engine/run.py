@@ -20,6 +20,7 @@ from ..config.launch import (
 )
 from ..config.preflight import check_before_run
 from ..errors import SetupError
+from ..layers.blocks import allow_recompiles
 from .resume import check_resume, checkpoint_to_resume, find_checkpoint, skip_initial_weights
 
 
@@ -62,6 +63,7 @@ def train(
         if check:
             return run_check(cfg)
         adapt_to_device(cfg)
+        allow_recompiles(cfg.model)
         if found:
             check_resume(cfg, found, world_size(launcher), allow_changes)
         runner = Runner.from_cfg(cfg)

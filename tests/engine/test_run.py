@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_resume_with_another_tokenizer_is_refused(folder, finished):
     other = f'model.target_generator.checkpoint={folder / "other.pth"}'
     with pytest.raises(SetupError, match='the checkpoint was trained with tokenizer'):
         train(folder, 'refused', other, resume=str(finished / 'epoch_2.pth'))
+
+
+def test_compiled_blocks_may_recompile(folder, monkeypatch):
+    """The limit is raised before the model is built, which is left out here."""
+    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 1)
+    monkeypatch.setattr(run.Runner, 'from_cfg', lambda cfg: SimpleNamespace(train=lambda: None))
+    train(folder, 'compiled', 'model.backbone.compile_blocks=True')
+    assert torch._dynamo.config.recompile_limit == 4 * 2  # blocks
 
 
 def test_check_writes_nothing(folder, capsys):
