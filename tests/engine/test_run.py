@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def train(folder: Path, work: str, *options: str, **kwargs) -> Path:
-    options = [f'experiment_name={work}', 'train_dataloader.num_workers=0', *options]
+    options = ['train_dataloader.num_workers=0', *options]
     run.train(str(folder / 'tiny.py'), str(folder / work), cfg_options=options, **kwargs)
     return folder / work
 
