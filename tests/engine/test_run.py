@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from tiny_train import write_tiny_run
 
+from mcbeit_mm.config.launch import one_line_errors
 from mcbeit_mm.engine import run
 from mcbeit_mm.errors import SetupError
 from mcbeit_mm.weights.reading import read_checkpoint
@@ -140,6 +141,15 @@ def test_a_missing_tokenizer(folder):
     option = f'model.target_generator.checkpoint={folder / "nowhere"}'
     with pytest.raises(SetupError, match='nowhere'):
         train(folder, 'work', option)
+
+
+def test_a_key_that_only_its_class_refuses_is_one_line(folder, capsys):
+    """The optimizer is built when training starts."""
+    with pytest.raises(SystemExit) as stop, one_line_errors(SetupError):
+        train(folder, 'wrong', 'optim_wrapper.optimizer.learning_rate=1')
+    assert stop.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith('error: ') and "keyword argument 'learning_rate'" in last
 
 
 # --- testing ------------------------------------------------------------------------------------
