@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mcbeit_mm.config.options import check_option
+from mcbeit_mm.config.checks.keys import check_option
 
 DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 SCRIPTS = {  # shell scripts hand the rest of their arguments on
