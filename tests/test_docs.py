@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from mcbeit_mm.config.checks.keys import check_option
 
-DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+DOCS = [ROOT / 'README.md', ROOT / 'configs/README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 SCRIPTS = {  # shell scripts hand the rest of their arguments on
     'dist_train.sh': 'train.py',
     'dist_test.sh': 'test.py',
