@@ -26,7 +26,7 @@ def cases(device: str, quick: bool) -> list[Case]:
         f'pretraining step, ViT-B/16 224 with tokenizer, B={batch}',
         build,
         dict(batch=batch, quick=quick),
-        sides=('plain', 'ours, cached targets', *half, 'ours'),
+        sides=('plain', 'ours, cached targets', 'ours', *half),
         items=batch,
         goal=0.5 if cuda else 0.88,
         dtype=torch.bfloat16 if cuda else torch.float32,
