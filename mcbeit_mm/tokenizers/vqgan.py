@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from .autoencoder import DDConfig, Decoder, Encoder
 from .base import Tokenizer, embed_tokens
-from .release import load_weights, locate
+from .release import HINT, WEIGHTS, find_sizes
 
 
 class VQGAN(nn.Module):
-    """Autoencoder with a codebook; subclasses add `quantize`, `codebook` and `token_logits`.
+    """Autoencoder with a codebook.
+
+    Subclasses add the module `quantize`, the codes `codebook` (V, D) and `token_logits`, which
+    maps latents (B, D, h, w) to logits (B, V, h, w).
 
     Follows ``taming.models.vqgan`` (CompVis/taming-transformers), with its parameter names.
 
@@ -22,7 +25,7 @@ class VQGAN(nn.Module):
         embed_dim: dimension D of a code.
 
     Raises:
-        ValueError: ``ddconfig`` has missing or unknown entries, or sets ``double_z``.
+        ValueError: ``ddconfig`` has missing or unknown entries.
     """
 
     target: str  # class in taming-transformers, for model.yaml
@@ -39,15 +42,6 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.vocab_size = n_embed
         self.stride = stride_of(ddconfig)
-
-    @property
-    def codebook(self) -> Tensor:
-        """Codes (V, D)."""
-        raise NotImplementedError
-
-    def token_logits(self, latents: Tensor) -> Tensor:
-        """Return logits (B, V, h, w) of latents (B, D, h, w)."""
-        raise NotImplementedError
 
     def encode_latents(self, x: Tensor) -> Tensor:
         """Return latents (B, embed_dim, H/stride, W/stride) of images in [-1, 1]."""
@@ -72,13 +66,12 @@ class VQGANTokenizer(VQGAN, Tokenizer):
     Args:
         ddconfig, n_embed, embed_dim: as for :class:`VQGAN`; read from ``model.yaml`` if
             ``checkpoint`` is a folder.
-        checkpoint: release folder (``model.yaml`` and ``last.ckpt``) or weight file; None gives
-            random weights.
-
-    Raises:
-        FileNotFoundError: the file, the folder or a part of it is missing.
-        ValueError: sizes are missing or contradictory, or the weights do not fit them.
+        checkpoint: release folder (``model.yaml`` and ``last.ckpt``) or weight file. See
+            :func:`~.release.find_sizes` and :meth:`~.base.Tokenizer.load`.
     """
+
+    weight_names, hint = WEIGHTS, HINT
+    decoder_parts = ('decoder', 'post_quant_conv')
 
     def __init__(
         self,
@@ -88,16 +81,13 @@ class VQGANTokenizer(VQGAN, Tokenizer):
         checkpoint: str | os.PathLike | None = None,
     ):
         sizes = {'ddconfig': ddconfig, 'n_embed': n_embed, 'embed_dim': embed_dim}
-        file, sizes = locate(checkpoint, sizes, self.target)
-        super().__init__(**sizes)
-        if not load_weights(self, file):
-            self.decoder = self.post_quant_conv = None
-        self.freeze(file)
+        super().__init__(**find_sizes(checkpoint, sizes, self.target))
+        self.load(checkpoint)
 
     @classmethod
     def geometry(cls, checkpoint: str | os.PathLike | None = None, **sizes: Any) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments without reading weights."""
-        _, sizes = locate(checkpoint, sizes, cls.target)
+        sizes = find_sizes(checkpoint, sizes, cls.target)
         return {'vocab_size': sizes['n_embed'], 'stride': stride_of(sizes['ddconfig'])}
 
 

@@ -29,10 +29,9 @@ def test_any_vocabulary_size(cls, n_embed):
     assert cls.geometry(**config) == dict(vocab_size=n_embed, stride=2)
 
 
-@pytest.mark.parametrize('change', [dict(nonsense=1), dict(double_z=True)])
-def test_invalid_ddconfig(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        GumbelVQGANTokenizer(TINY_VQGAN['ddconfig'] | change, 16, 4)
+def test_invalid_ddconfig():
+    with pytest.raises(ValueError, match='nonsense'):
+        GumbelVQGANTokenizer(TINY_VQGAN['ddconfig'] | dict(nonsense=1), 16, 4)
     missing = {k: v for k, v in TINY_VQGAN['ddconfig'].items() if k != 'z_channels'}
     with pytest.raises(ValueError, match='Invalid ddconfig.*z_channels'):
         GumbelVQGANTokenizer(missing, 16, 4)
@@ -61,5 +60,5 @@ def test_without_decoder(golden, released, kind):
     tokenizer = cls(checkpoint=released[kind])
     expected = arrays['logits'] if kind == 'gumbel' else -arrays['distances']
     assert relative_error(tokenizer(images_of(arrays)).view_as(expected), expected) <= 1e-5
-    with pytest.raises(ValueError, match='last.ckpt has no decoder weights'):
+    with pytest.raises(ValueError, match='last.ckpt: no decoder weights'):
         tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.long))
