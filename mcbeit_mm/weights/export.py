@@ -41,7 +41,7 @@ def convert_file(
         ValueError: unreadable or unknown weights, wrong labels, or an unsuitable destination.
     """
     source, dst = Path(split_pin(src)[0]), Path(dst)
-    if dst.resolve() in (source.resolve(), source.resolve().parent if to == 'hf' else None):
+    if dst.resolve() in (source.resolve(), source.resolve().parent):
         raise ValueError(f'{dst} is the source itself: choose another destination')
     if (to == 'hf') == (dst.suffix in SUFFIXES):
         expected = 'a folder' if to == 'hf' else 'a .pth or .safetensors file'
@@ -49,11 +49,13 @@ def convert_file(
     state = state_dict_of(read_checkpoint(src))
     labels = read_label_order(label_order) if label_order else None
     written = write(state, dst, to, labels, strip)
-    _, _, rest, dialect, prefix = to_official(state)
-    lines = [f'{source}: {len(state)} tensors, {dialect} names, prefix {prefix!r}']
-    if to != 'mcbeit' and rest:
-        lines.append(f'skipped {len(rest)} tensors outside the transformer: {list(rest)[:5]}')
-    return '\n'.join([*lines, f'{dst}: {len(written)} tensors, {to} names'])
+    official = to_official(state)
+    skipped = [] if to == 'mcbeit' else list(official.rest)
+    return (
+        f'{source}: {len(state)} tensors, {official.dialect} names\n'
+        f'skipped {len(skipped)} tensors outside the transformer: {skipped[:5]}\n'
+        f'{dst}: {len(written)} tensors, {to} names'
+    )
 
 
 def write(
@@ -110,12 +112,8 @@ def drop_pretraining_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_label_order(path: str | Path) -> list[str]:
     """Read WordNet ids, one per class index; ValueError for anything else."""
     ids = Path(path).read_text().split()
-    wrong = [name for name in ids if not re.fullmatch(r'n\d{8}', name)]
-    if wrong or not ids or len(set(ids)) != len(ids):
-        raise ValueError(
-            f'{path}: expected unique WordNet ids such as n01440764, one per class, got '
-            f'{wrong[:3] or f"{len(ids)}, {len(set(ids))} of them unique"}'
-        )
+    if len(set(ids)) != len(ids) or not all(re.fullmatch(r'n\d{8}', name) for name in ids):
+        raise ValueError(f'{path}: expected unique WordNet ids such as n01440764, one per class')
     return ids
 
 

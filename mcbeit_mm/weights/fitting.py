@@ -199,10 +199,9 @@ def _check_enough(module: nn.Module, report: LoadReport, foreign: Iterable[str])
     if report.share < min_match:
         raise SetupError(
             f'only {report.share:.0%} of the backbone is in these weights, expected at least '
-            f'{min_match:.0%}. {report}. If the sizes differ, set the same arch; if the names '
-            'differ because the weights are a bare backbone or from another library, use '
-            'load_weights(model, path) or, for load_from, FitWeightsHook in custom_hooks; a '
-            'smaller min_match accepts them'
+            f'{min_match:.0%}. {report}. Set the same arch or a smaller min_match; for a bare '
+            'backbone or names of another library, use load_weights(model, path) or, for '
+            'load_from, FitWeightsHook in custom_hooks'
         )
     depth = 1 + max((int(k.split('.')[1]) for k in foreign if k.startswith('blocks.')), default=-1)
     if depth > module.num_layers and min_match > 0:

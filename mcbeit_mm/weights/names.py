@@ -111,8 +111,9 @@ def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, T
     official = to_official(state_dict)
     state = drop_copied_tables(official.backbone | official.heads)
     state = {k: v for k, v in state.items() if not k.endswith(INDEX)}
-    if to == 'timm':
-        state = copy_shared_table(state)
+    if to == 'timm' and SHARED_TABLE in state:
+        for i in range(num_blocks(state)):
+            state[f'blocks.{i}.{BLOCK_TABLE}'] = state[SHARED_TABLE].clone()
     elif to == 'hf':
         state = to_hf(state)
     return state | official.rest
@@ -190,16 +191,8 @@ def num_blocks(state: Mapping[str, Tensor]) -> int:
     return len({name.split('.')[1] for name in state if name.startswith('blocks.')})
 
 
-def copy_shared_table(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add a copy of the shared position table for every block; keep the shared one."""
-    if SHARED_TABLE not in state:
-        return dict(state)
-    names = (f'blocks.{i}.{BLOCK_TABLE}' for i in range(num_blocks(state)))
-    return dict(state) | {name: state[SHARED_TABLE].clone() for name in names}
-
-
 def drop_copied_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `copy_shared_table`: remove block tables if all of them equal the shared one."""
+    """Undo `convert(..., to='timm')`: remove block tables if all of them equal the shared one."""
     shared = state.get(SHARED_TABLE)
     tables = [name for name in state if re.fullmatch(rf'blocks\.\d+\.{BLOCK_TABLE}', name)]
     if shared is None or not all(torch.equal(state[name], shared) for name in tables):

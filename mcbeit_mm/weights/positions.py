@@ -7,7 +7,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ..layers.rel_pos import NUM_CLS_ROWS, Grid, num_table_rows, position_index, resize_table
+from ..layers.rel_pos import NUM_CLS_ROWS, Grid, num_table_rows, resize_table
 from .names import BLOCK_TABLE, INDEX, SHARED_TABLE, drop_copied_tables
 
 
@@ -21,7 +21,6 @@ def fit_vit(
     Raises:
         ValueError: tables of another kind than `model.rel_pos`, or of unknown grid.
     """
-    index = next((v for k, v in state.items() if k.endswith(INDEX)), None)
     state = drop_copied_tables({k: v for k, v in state.items() if not k.endswith(INDEX)})
     blocks = [f'blocks.{i}.{BLOCK_TABLE}' for i in range(model.num_layers)]
     if SHARED_TABLE in state and any(name in state for name in blocks):
@@ -36,41 +35,38 @@ def fit_vit(
             'the weights have one position table per block, the backbone shares one: set '
             "rel_pos='per_block'"
         )
-    if model.rel_pos != 'none':
-        _check_class_rows(state)
     own = {'shared': [SHARED_TABLE], 'per_block': blocks, 'none': []}[model.rel_pos]
     for name in filter(state.__contains__, own):
-        grid = table_grid(len(state[name]) - NUM_CLS_ROWS, model.grid, source_grid, index)
+        grid = table_grid(len(state[name]) - NUM_CLS_ROWS, model.grid, source_grid)
         if grid != model.grid:
             state[name] = resize_table(state[name].float(), grid, model.grid)
     if model.pos_embed is not None and 'pos_embed' in state:
         grid = embedding_grid(state['pos_embed'].shape[1], model.grid, source_grid)
-        state['pos_embed'] = resize_pos_embed(state['pos_embed'], grid, model.grid)
+        # As the authors convert checkpoints: bicubic, without antialiasing.
+        state['pos_embed'] = resample_abs_pos_embed(
+            state['pos_embed'], list(model.grid), list(grid), antialias=False
+        )
     return state
 
 
-def table_grid(
-    num_offsets: int,
-    own: Grid | None = None,
-    given: Grid | None = None,
-    index: Tensor | None = None,
-) -> Grid:
+def table_grid(num_offsets: int, own: Grid | None = None, given: Grid | None = None) -> Grid:
     """Find the patch grid (h, w) of a table with (2h - 1)(2w - 1) offsets, class rows excluded.
 
-    Tries in order: the given grid, the one of the stored position index, the model's own, a square.
+    Tries in order: the given grid, the model's own, and without a given one a square.
 
     Raises:
-        ValueError: none of them has this number of offsets.
+        ValueError: none of them has this number of offsets; nor do tables of detection backbones,
+            which lack the class rows.
     """
     side = (math.isqrt(num_offsets) + 1) // 2
     square = None if given else (side, side)
-    for grid in (given, _grid_of_index(num_offsets, index), own, square):
+    for grid in (given, own, square):
         if grid and num_table_rows(grid) == num_offsets + NUM_CLS_ROWS:
             return tuple(grid)
     raise ValueError(
         f'a position table of {num_offsets} offsets fits neither a square patch grid nor '
         f'{given or own}: pass source_grid=(h, w) of the weights, with (2h - 1)(2w - 1) offsets, '
-        'to load_weights or in init_cfg'
+        'to load_weights or in init_cfg; of a detector, load the weights that it started from'
     )
 
 
@@ -86,11 +82,6 @@ def embedding_grid(tokens: int, own: Grid | None = None, given: Grid | None = No
     )
 
 
-def resize_pos_embed(pos_embed: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Resize (1, 1 + h*w, D) as the authors convert checkpoints: bicubic, no antialiasing."""
-    return resample_abs_pos_embed(pos_embed, list(target), list(source), antialias=False)
-
-
 def stretch_pos_embed(pos_embed: Tensor, source: Grid, target: Grid) -> Tensor:
     """Resize (1, 1 + h*w, D) as the authors do for inputs of another size than the model's.
 
@@ -104,25 +95,3 @@ def stretch_pos_embed(pos_embed: Tensor, source: Grid, target: Grid) -> Tensor:
     patches = nn.functional.interpolate(patches, scale_factor=scale, mode='bicubic')
     patches = patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)
     return torch.cat([pos_embed[:, :1], patches], dim=1)
-
-
-def _check_class_rows(state: Mapping[str, Tensor]) -> None:
-    """ValueError for a table of (2h - 1)(2w - 1) rows, an odd number: it lacks the class rows."""
-    for name, tensor in state.items():
-        if name.endswith('relative_position_bias_table') and len(tensor) % 2:
-            raise ValueError(
-                f'{name} ({len(tensor)} rows) lacks the three rows of the class token, like tables '
-                'of detection backbones: load the weights that the detector started from'
-            )
-
-
-def _grid_of_index(num_offsets: int, index: Tensor | None) -> Grid | None:
-    if index is None:
-        return None
-    num_patches = len(index) - 1
-    for height in range(1, num_patches + 1):
-        grid = (height, num_patches // height)
-        fits = num_table_rows(grid) == num_offsets + NUM_CLS_ROWS
-        if fits and torch.equal(position_index(grid, index.device), index):
-            return grid
-    return None

@@ -1,6 +1,5 @@
 """Read tensors from checkpoint files and folders without running code from them."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     Args:
         path: a file of ``torch.save`` (before torch 1.6 only without foreign objects) or
             safetensors, a work dir (its newest checkpoint), or a folder of DeepSpeed (not ZeRO
-            stage 3) or Hugging Face. Append ``#sha256=HEX`` to pin a file, see `fileio.pins`.
+            stage 3) or Hugging Face (not in shards). Append ``#sha256=HEX`` to pin the file, see
+            `fileio.pins`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,15 +40,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = Path(name)
     if not path.exists():
         raise FileNotFoundError(f'no checkpoint at {path} (working directory: {Path.cwd()})')
-    files = _files_of_folder(path) if path.is_dir() else [path]
-    if pin and len(files) > 1:
-        raise ValueError(
-            f'{path} holds a checkpoint of {len(files)} files: only single files can be pinned'
-        )
-    checkpoint: dict = {}
-    for file in files:
-        checkpoint |= _read_file(check_pin(file, pin))
-    return checkpoint
+    return _read_file(check_pin(_file_of_folder(path) if path.is_dir() else path, pin))
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -84,14 +76,13 @@ def _holds_tensors(value: Any) -> bool:
     )
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    """List the files of the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
-    noted = folder / 'last_checkpoint'
-    if noted.is_file():  # MMEngine's note holds a path, whose folder may have moved since
-        newest = folder / Path(noted.read_text().strip()).name
-        return _files_of_folder(newest) if newest.is_dir() else [newest]
-    latest = folder / 'latest'
-    tagged = folder / Path(latest.read_text().strip()).name if latest.is_file() else folder
+def _file_of_folder(folder: Path) -> Path:
+    """Find the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
+    noted, latest = folder / 'last_checkpoint', folder / 'latest'
+    if noted.is_file():
+        newest = _named_in(folder, noted)
+        return _file_of_folder(newest) if newest.is_dir() else newest
+    tagged = _named_in(folder, latest) if latest.is_file() else folder
     states = sorted(tagged.glob('*mp_rank_*_model_states.pt'))
     if states:
         if [file.name for file in states] != [DEEPSPEED_FILE]:
@@ -99,18 +90,22 @@ def _files_of_folder(folder: Path) -> list[Path]:
                 f'{tagged} holds weights split over {len(states)} files ({states[0].name}, ...): '
                 'merge them with the zero_to_fp32.py that DeepSpeed saved next to them'
             )
-        return states
+        return states[0]
     for name in HF_FILES:
         if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f'{name}.index.json'
-        if index.is_file():
-            shards = set(json.loads(index.read_text())['weight_map'].values())
-            return [folder / Path(shard).name for shard in sorted(shards)]
+            return folder / name
     raise ValueError(
         f'{folder} is a folder without a checkpoint of DeepSpeed ({DEEPSPEED_FILE}) or '
         f'Hugging Face ({", ".join(HF_FILES)}): pass the checkpoint file itself'
     )
+
+
+def _named_in(folder: Path, note: Path) -> Path:
+    """Return what a note in a folder names; of a path only the name counts, folders move."""
+    name = Path(note.read_text().strip()).name
+    if name in ('', '..'):
+        raise ValueError(f'{note} names no checkpoint: pass the checkpoint file itself')
+    return folder / name
 
 
 def _read_file(path: Path) -> dict:

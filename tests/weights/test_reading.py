@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import json
 import os
 import pickle
 import subprocess
@@ -225,18 +224,16 @@ def test_split_deepspeed_weights(tmp_path, names):
 def test_hugging_face_folder(tmp_path):
     torch.save(WEIGHTS, tmp_path / 'pytorch_model.bin')
     assert_weights(read_checkpoint(tmp_path))
-    sharded = tmp_path / 'sharded'
-    sharded.mkdir()
-    weight_map = {}
-    for i, (name, tensor) in enumerate(WEIGHTS.items()):
-        weight_map[name] = f'model-{i}.safetensors'
-        save_file({name: tensor}, sharded / weight_map[name])
-    index = sharded / 'model.safetensors.index.json'
-    index.write_text(json.dumps({'weight_map': weight_map}))
-    assert_weights(read_checkpoint(sharded))
-    (sharded / 'model-1.safetensors').unlink()
-    with pytest.raises(FileNotFoundError, match=r'model-1\.safetensors'):
-        read_checkpoint(sharded)
+    save_file({'a': torch.ones(1)}, tmp_path / 'model.safetensors')  # preferred
+    assert read_checkpoint(tmp_path).keys() == {'a'}
+
+
+@pytest.mark.parametrize('note', ['last_checkpoint', 'latest'])
+@pytest.mark.parametrize('text', ['.', '', '..', '/', 'run/..'])
+def test_notes_that_name_no_entry_of_the_folder(tmp_path, note, text):
+    (tmp_path / note).write_text(text)
+    with pytest.raises(ValueError, match=rf'^[^\n]*{note} names no checkpoint[^\n]*$'):
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize('name', ['mp_rank_00_model_states.pt', 'pytorch_model.bin'])
@@ -290,3 +287,7 @@ def test_work_dir_gives_its_newest_checkpoint(tmp_path):
     (tmp_path / 'epoch_2.pth').unlink()
     with pytest.raises(FileNotFoundError, match='epoch_2.pth'):
         read_checkpoint(tmp_path)
+    (tmp_path / 'step_3').mkdir()  # as DeepSpeed saves
+    torch.save({'module': WEIGHTS}, tmp_path / 'step_3' / 'mp_rank_00_model_states.pt')
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/step_3')
+    assert_weights(state_dict_of(read_checkpoint(tmp_path)))
