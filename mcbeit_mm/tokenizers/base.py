@@ -13,7 +13,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..fileio.pins import check_pin, sha256_of, split_pin
-from .release import find_weights, load_weights, read_weights
+from ..weights.reading import read_checkpoint, state_dict_of
+from .release import find_weights, load_weights
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 
@@ -79,7 +80,7 @@ class Tokenizer(nn.Module):
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:
         """Return the tensors of a weight file under the names of this module."""
-        return read_weights(file)
+        return state_dict_of(read_checkpoint(file))
 
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
         """Disable gradients, switch to eval mode and record the source of the weights."""

@@ -12,7 +12,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base import Tokenizer, embed_tokens
-from .release import read_weights
 
 EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images are in [EPS, 1 - EPS]
 GROUPS = 4  # group_count of dall_e/encoder.py; the resolution changes between them
@@ -146,10 +145,10 @@ class DALLETokenizer(Tokenizer):
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:
         """Return the weights of a file; with encoder.pkl also those of decoder.pkl beside it."""
-        weights = _prefixed(read_weights(file), 'encoder.')
+        weights = _prefixed(super().read_weights(file), 'encoder.')
         decoder = file.with_name('decoder.pkl')
         if file.name == 'encoder.pkl' and decoder.is_file():
-            weights |= _prefixed(read_weights(decoder), 'decoder.')
+            weights |= _prefixed(super().read_weights(decoder), 'decoder.')
         return weights
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..fileio.atomic_files import write_atomically
 from ..fileio.pins import split_pin
-from ..weights.reading import read_checkpoint, state_dict_of
 
 SIZES = ('ddconfig', 'n_embed', 'embed_dim')
 # As written here, in the released folders, and in the runs of taming-transformers.
@@ -77,13 +76,6 @@ def find_sizes(
             f'a model.yaml (got {checkpoint=})'
         )
     return given
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file, also of those under ``weights``."""
-    content = read_checkpoint(file)
-    inner = content.get('weights')
-    return state_dict_of(inner if isinstance(inner, dict) else content)
 
 
 def load_weights(

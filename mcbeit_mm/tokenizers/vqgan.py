@@ -1,9 +1,11 @@
-"""Base classes of the VQGANs, which differ in their quantizers."""
+"""The VQGANs of taming-transformers, which differ in their quantizers."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .autoencoder import DDConfig, Decoder, Encoder
@@ -60,6 +62,59 @@ class VQGAN(nn.Module):
         return self.decode_latents(embed_tokens(tokens, self.codebook))
 
 
+class GumbelVQGAN(VQGAN):
+    """VQGAN with a classifier over the codes, ``taming.models.vqgan.GumbelVQ``.
+
+    Sampling (Gumbel-softmax) is left to the caller.
+    """
+
+    target = 'taming.models.vqgan.GumbelVQ'
+
+    def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
+        super().__init__(ddconfig, n_embed, embed_dim)
+        self.quantize = nn.ModuleDict(
+            {'proj': nn.Conv2d(embed_dim, n_embed, 1), 'embed': nn.Embedding(n_embed, embed_dim)}
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """Codes (V, D)."""
+        return self.quantize['embed'].weight
+
+    def token_logits(self, latents: Tensor) -> Tensor:
+        """Return the classifier's logits (B, V, h, w) of latents (B, D, h, w)."""
+        return self.quantize['proj'](latents)
+
+
+class EMAVQGAN(VQGAN):
+    """VQGAN with nearest-neighbor codes, ``taming.models.vqgan.EMAVQ``.
+
+    The logits are minus the squared distances, so the nearest code is the likeliest. The authors'
+    wrapper returns plus the distances, which makes the farthest code the likeliest.
+    """
+
+    target = 'taming.models.vqgan.EMAVQ'
+
+    def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
+        super().__init__(ddconfig, n_embed, embed_dim)
+        codes, counts = torch.randn(n_embed, embed_dim), torch.zeros(n_embed)
+        # weight is embed_avg over the smoothed cluster_size; none of them has a gradient.
+        tensors = dict(weight=codes, cluster_size=counts, embed_avg=codes.clone())
+        book = nn.ParameterDict(tensors).requires_grad_(False)
+        self.quantize = nn.ModuleDict({'embedding': book})
+
+    @property
+    def codebook(self) -> Tensor:
+        """Codes (V, D)."""
+        return self.quantize.embedding['weight']
+
+    def token_logits(self, latents: Tensor) -> Tensor:
+        """Return -|z - e|^2, (B, V, h, w), of latents z (B, D, h, w) and codes e."""
+        z_e = torch.einsum('bdhw,vd->bvhw', latents, self.codebook)
+        e_e = self.codebook.square().sum(dim=1)[:, None, None]
+        return 2 * z_e - e_e - latents.square().sum(dim=1, keepdim=True)
+
+
 class VQGANTokenizer(VQGAN, Tokenizer):
     """Frozen VQGAN; tokenizers derive from it and from their network, in this order.
 
@@ -89,6 +144,16 @@ class VQGANTokenizer(VQGAN, Tokenizer):
         """Return vocab_size and stride for constructor arguments without reading weights."""
         sizes = find_sizes(checkpoint, sizes, cls.target)
         return {'vocab_size': sizes['n_embed'], 'stride': stride_of(sizes['ddconfig'])}
+
+
+@MODELS.register_module()
+class GumbelVQGANTokenizer(VQGANTokenizer, GumbelVQGAN):
+    """Frozen Gumbel VQGAN, for example the released vqgan_gumbel_f8 with 8192 codes."""
+
+
+@MODELS.register_module()
+class EMAVQGANTokenizer(VQGANTokenizer, EMAVQGAN):
+    """Frozen VQGAN with nearest-neighbor codes."""
 
 
 def stride_of(ddconfig: Mapping[str, Any]) -> int:

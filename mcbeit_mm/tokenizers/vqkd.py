@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..weights.names import DIALECTS, to_official
 from .base import Tokenizer
-from .release import read_weights
 
 COUNTERS = ('quantize.cluster_size', 'quantize.embedding.initted')  # optional, used in training
 
@@ -88,7 +87,9 @@ class VQKDTokenizer(Tokenizer):
     def read_weights(self, file: Path) -> dict[str, Tensor]:
         """Return the tensors of a public file under the names of mmpretrain's class."""
         own = self.vqkd.state_dict()
-        weights = {name: own[name] for name in COUNTERS} | _to_mmpretrain(read_weights(file))
+        weights = {name: own[name] for name in COUNTERS} | _to_mmpretrain(
+            super().read_weights(file)
+        )
         return {f'vqkd.{name}': tensor for name, tensor in weights.items()}
 
 

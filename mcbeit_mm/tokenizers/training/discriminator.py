@@ -93,12 +93,10 @@ def adversarial_loss(
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
     frozen |= {name: b.clone() for name, b in discriminator.named_buffers()}
     gan = -functional_call(discriminator, frozen, (images.float(),)).float().mean()
-    weight = rec.new_tensor(disc_weight)
-    if torch.is_grad_enabled():
-        # Taken before the gradient scaler acts: unscaled fp16 gradients of a mean over all pixels
-        # underflow. 2**10 leaves a factor of 2**5 before overflow.
-        scale = 2**10 if images.dtype == torch.float16 else 1
-        weight = weight * adaptive_weight(scale * rec, scale * gan, last_layer)
+    # Taken before the gradient scaler acts: unscaled fp16 gradients of a mean over all pixels
+    # underflow. 2**10 leaves a factor of 2**5 before overflow.
+    scale = 2**10 if images.dtype == torch.float16 else 1
+    weight = disc_weight * adaptive_weight(scale * rec, scale * gan, last_layer)
     real_logits = discriminator(real).float()
     fake_logits = discriminator(images.detach().float()).float()
     hinge = hinge_loss(real_logits, fake_logits)

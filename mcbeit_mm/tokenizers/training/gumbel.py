@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...layers.blocks import check_choice
 from ..base import embed_tokens
-from ..gumbel_vqgan import GumbelVQGAN
+from ..vqgan import GumbelVQGAN
 from .codebook import scale_for_entropy
 from .trainer import Quantized, VQGANTrainer
 

@@ -118,24 +118,21 @@ class VQGANTrainer(BaseModel):
         return self.predict(x, data_samples) if mode == 'predict' else self.vqgan.encode(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the losses of the current phase; x (B, 3, H, W) in [-1, 1]."""
+        """Return the losses of a training iteration; x (B, 3, H, W) in [-1, 1]."""
         latents = self.vqgan.encode_latents(x).float()
-        if self.has_codes or (self.training and self._can_place(latents)):
+        if self.has_codes or self._can_place(latents):
             with torch.autocast(x.device.type, enabled=False):
-                if self.training:
-                    self._prepare_codes(latents)
+                self._prepare_codes(latents)
                 latents, ids, total, logs = self.quantize(latents)
-                if self.training:
-                    self.usage.update(count_codes(ids, self.vqgan.vocab_size))
+                self.usage.update(count_codes(ids, self.vqgan.vocab_size))
             logs = logs | self.usage.logs()
         else:
-            if self.training:
-                self._keep(latents)
+            self._keep(latents)
             total, logs = _zero(self.vqgan.quantize), {}
         images = self.vqgan.decode_latents(latents)
         rec, rec_logs = self._reconstruction(images.float(), x)
         gan, gan_logs = self._adversarial(images, x, rec)
-        self.iteration += self.training
+        self.iteration += 1
         return dict(loss=rec + total + gan, **rec_logs, **logs, **gan_logs)
 
     @torch.no_grad()

@@ -173,14 +173,13 @@ def test_warmup_predictions_are_those_of_the_autoencoder(cls):
 
 @BOTH
 @pytest.mark.parametrize('warmup_iters', [0, 2, 50])
-def test_evaluation_changes_no_state(cls, warmup_iters):
+def test_prediction_changes_no_state(cls, warmup_iters):
     """With codes, right before they are placed, and during the warm-up."""
     model = build(cls, warmup_iters, discriminator=DISCRIMINATOR, restart_interval=1)
     steps(model, 2)
     model.eval()
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
-        assert model(pictures(4), mode='loss')['loss'].isfinite()
         model(pictures(4), mode='predict')
     assert len(model._latents) == (2 if warmup_iters else 0)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
