@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import INF, _ParamScheduler
@@ -57,7 +56,6 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         model = unwrap(module)
         num_layers = model.backbone.num_layers
         groups: dict[tuple[int, bool], dict] = {}
-        names: dict[tuple[int, bool], list[str]] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
@@ -68,7 +66,6 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 scale = (
                     settings['layer_decay_rate'] ** (num_layers + 1 - depth) if depth >= 0 else 1.0
                 )
-                names[depth, decayed] = []
                 groups[depth, decayed] = dict(
                     params=[],
                     lr=self.base_lr * scale,
@@ -76,21 +73,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                     weight_decay=(self.base_wd or 0.0) * decayed,
                 )
             groups[depth, decayed]['params'].append(param)
-            names[depth, decayed].append(name)
-        order = sorted(groups)
-        params.extend(groups[key] for key in order)
-        print_log(_group_table(params, [names[key] for key in order]), logger='current')
-
-
-def _group_table(groups: list[dict], names: list[list[str]]) -> str:
-    lines = ['parameter groups: lr scale, weight decay, tensors, values, first parameter']
-    for group, members in zip(groups, names, strict=True):
-        size = sum(param.numel() for param in group['params'])
-        lines.append(
-            f'  {group["lr_scale"]:.6f}  {group["weight_decay"]:<6g} {len(members):4d} '
-            f'{size:13,d}  {members[0]}'
-        )
-    return '\n'.join(lines)
+        params.extend(groups[key] for key in sorted(groups))
 
 
 @PARAM_SCHEDULERS.register_module()

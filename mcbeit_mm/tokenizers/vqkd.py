@@ -86,10 +86,8 @@ class VQKDTokenizer(Tokenizer):
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:
         """Return the tensors of a public file under the names of mmpretrain's class."""
-        own = self.vqkd.state_dict()
-        weights = {name: own[name] for name in COUNTERS} | _to_mmpretrain(
-            super().read_weights(file)
-        )
+        weights, own = _to_mmpretrain(super().read_weights(file)), self.vqkd.state_dict()
+        weights = {name: own[name] for name in COUNTERS} | weights
         return {f'vqkd.{name}': tensor for name, tensor in weights.items()}
 
 

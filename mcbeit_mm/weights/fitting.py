@@ -132,7 +132,6 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
 
     fresh = [k for k in own if k.startswith(module.fresh_parameters)]
     missing = [k for k in own if k not in fits and k not in fresh]
-    expected = max(len(own) - len(fresh), 1)
     misfits = (_with_shapes(k, v, own) for k, v in fitted.items() if k in own and k not in fits)
     report = module.load_report = LoadReport(
         matched=list(fits),
@@ -140,7 +139,7 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
         fresh=[k for k in fresh if k not in fits],
         unused=[*foreign, *misfits],
         resized=[k for k, v in fits.items() if _was_resized(k, v, official.backbone)],
-        share=(expected - len(missing)) / expected,
+        share=1 - len(missing) / max(len(own) - len(fresh), 1),
     )
     _check_enough(module, report, foreign)
     if not (report.exact or settings.quiet):

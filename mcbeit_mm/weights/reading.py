@@ -77,16 +77,18 @@ def _holds_tensors(value: Any) -> bool:
 
 def _file_of_folder(folder: Path) -> Path:
     """Find the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
-    noted, latest = folder / 'last_checkpoint', folder / 'latest'
-    if noted.is_file():
-        newest = _named_in(folder, noted)
+    noted = folder / 'last_checkpoint'
+    if noted.is_file():  # MMEngine's note holds a path, whose folder may have moved since
+        name = Path(noted.read_text().strip()).name
+        if name in ('', '..'):
+            raise ValueError(f'{noted} names no checkpoint: pass the checkpoint file itself')
+        newest = folder / name
         return _file_of_folder(newest) if newest.is_dir() else newest
-    tagged = _named_in(folder, latest) if latest.is_file() else folder
-    states = sorted(tagged.glob('*mp_rank_*_model_states.pt'))
+    states = sorted(folder.glob('*mp_rank_*_model_states.pt'))
     if states:
         if [file.name for file in states] != [DEEPSPEED_FILE]:
             raise ValueError(
-                f'{tagged} holds weights split over {len(states)} files ({states[0].name}, ...): '
+                f'{folder} holds weights split over {len(states)} files ({states[0].name}, ...): '
                 'merge them with the zero_to_fp32.py that DeepSpeed saved next to them'
             )
         return states[0]
@@ -97,14 +99,6 @@ def _file_of_folder(folder: Path) -> Path:
         f'{folder} is a folder without a checkpoint of DeepSpeed ({DEEPSPEED_FILE}) or '
         f'Hugging Face ({", ".join(HF_FILES)}): pass the checkpoint file itself'
     )
-
-
-def _named_in(folder: Path, note: Path) -> Path:
-    """Return what a note in a folder names; of a path only the name counts, folders move."""
-    name = Path(note.read_text().strip()).name
-    if name in ('', '..'):
-        raise ValueError(f'{note} names no checkpoint: pass the checkpoint file itself')
-    return folder / name
 
 
 def _read_file(path: Path) -> dict:
