@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..fileio.pins import check_pin, sha256_of, split_pin
 from ..weights.reading import read_checkpoint, state_dict_of
-from .release import find_weights, load_weights
+from .release import find_weights
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 
@@ -73,9 +73,7 @@ class Tokenizer(nn.Module):
             print_log(f'{type(self).__name__}: no checkpoint, random weights', 'current')
         else:
             weights = self.read_weights(check_pin(file, split_pin(checkpoint)[1]))
-            if not load_weights(self, weights, file, self.decoder_parts):
-                for part in self.decoder_parts:
-                    setattr(self, part, None)
+            self._load_weights(weights, file)
         self.freeze(file)
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:
@@ -132,6 +130,29 @@ class Tokenizer(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
             return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
+
+    def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
+        """Load weights, which may hold more (losses, discriminator) and lack the decoder."""
+        decoder = tuple(f'{part}.' for part in self.decoder_parts)
+        if not any(name.startswith(decoder) for name in weights):
+            for part in self.decoder_parts:
+                setattr(self, part, None)
+        expected = self.state_dict()
+        wrong = [
+            f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
+            if name in weights
+            else f'{name} is missing'
+            for name, tensor in expected.items()
+            if name not in weights or weights[name].shape != tensor.shape
+        ]
+        if wrong:
+            raise ValueError(
+                f'{file} does not fit {type(self).__name__}: {"; ".join(wrong[:4])} ({len(wrong)} '
+                f'of {len(expected)} tensors). Check the sizes in its config'
+            )
+        if unused := [name for name in weights if name not in expected]:
+            print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
+        self.load_state_dict({name: weights[name] for name in expected})
 
     @cached_property
     def identity(self) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Tokenizer weights on disk: weight files of all kinds and the release folders of VQGANs."""
+"""Where the weights of a tokenizer are on disk, and the release folders of VQGANs."""
 
 import io
 import json
@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from ..fileio.atomic_files import write_atomically
 from ..fileio.pins import split_pin
@@ -76,40 +75,6 @@ def find_sizes(
             f'a model.yaml (got {checkpoint=})'
         )
     return given
-
-
-def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], file: Path, decoder: Sequence[str] = ()
-) -> bool:
-    """Load the weights of a file into `model`; return False if it has no decoder weights.
-
-    Tensors that the model lacks (losses, discriminator) are ignored.
-
-    Args:
-        decoder: names of the modules that only decoding needs.
-
-    Raises:
-        ValueError: tensors are missing (the decoder may be, as a whole) or have other shapes.
-    """
-    expected, prefixes = model.state_dict(), tuple(f'{part}.' for part in decoder)
-    has_decoder = any(name.startswith(prefixes) for name in weights)
-    wrong = [
-        f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
-        if name in weights
-        else f'{name} is missing'
-        for name, tensor in expected.items()
-        if (has_decoder or not name.startswith(prefixes))
-        and (name not in weights or weights[name].shape != tensor.shape)
-    ]
-    if wrong:
-        raise ValueError(
-            f'{file} does not fit {type(model).__name__}: {"; ".join(wrong[:4])} '
-            f'({len(wrong)} of {len(expected)} tensors). Check the sizes in its config'
-        )
-    if unused := [name for name in weights if name not in expected]:
-        print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
-    model.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
-    return has_decoder
 
 
 def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[str, Any]) -> None:
