@@ -117,11 +117,9 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
             if token is not None:
                 init(token)
 
-    def fit_state(
-        self, state: Mapping[str, Tensor], source_grid: Grid | None = None
-    ) -> dict[str, Tensor]:
+    def fit_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Fit official weights to this kind of table and grid, see `weights.positions.fit_vit`."""
-        return fit_vit(self, state, source_grid)
+        return fit_vit(self, state)
 
     def patch_grid(self, height: int, width: int) -> Grid:
         """Return the patch grid (h, w) of an image; ValueError if the patch does not divide it."""

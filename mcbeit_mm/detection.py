@@ -129,11 +129,9 @@ class MCBEiTDetViT(PretrainedMixin, BaseModule):
             return self.rel_pos_bias[i]
         return self.global_rel_pos_bias if i in self.global_blocks else self.windowed_rel_pos_bias
 
-    def fit_state(
-        self, state: dict[str, Tensor], source_grid: Grid | None = None
-    ) -> dict[str, Tensor]:
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fit the positions of a backbone's official weights, see `fit_positions`."""
-        return fit_positions(self, state, source_grid)
+        return fit_positions(self, state)
 
 
 def apply_in_windows(

@@ -80,6 +80,29 @@ class Tokenizer(nn.Module):
         """Return the tensors of a weight file under the names of this module."""
         return state_dict_of(read_checkpoint(file))
 
+    def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
+        """Load weights, which may hold more (losses, discriminator) and lack the decoder."""
+        decoder = tuple(f'{part}.' for part in self.decoder_parts)
+        if not any(name.startswith(decoder) for name in weights):
+            for part in self.decoder_parts:
+                setattr(self, part, None)
+        expected = self.state_dict()
+        wrong = [
+            f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
+            if name in weights
+            else f'{name} is missing'
+            for name, tensor in expected.items()
+            if name not in weights or weights[name].shape != tensor.shape
+        ]
+        if wrong:
+            raise ValueError(
+                f'{file} does not fit {type(self).__name__}: {"; ".join(wrong[:4])} ({len(wrong)} '
+                f'of {len(expected)} tensors). Check the sizes in its config'
+            )
+        if unused := [name for name in weights if name not in expected]:
+            print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
+        self.load_state_dict({name: weights[name] for name in expected})
+
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
         """Disable gradients, switch to eval mode and record the source of the weights."""
         self.weights_file = weights_file
@@ -130,29 +153,6 @@ class Tokenizer(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
             return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
-
-    def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
-        """Load weights, which may hold more (losses, discriminator) and lack the decoder."""
-        decoder = tuple(f'{part}.' for part in self.decoder_parts)
-        if not any(name.startswith(decoder) for name in weights):
-            for part in self.decoder_parts:
-                setattr(self, part, None)
-        expected = self.state_dict()
-        wrong = [
-            f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
-            if name in weights
-            else f'{name} is missing'
-            for name, tensor in expected.items()
-            if name not in weights or weights[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise ValueError(
-                f'{file} does not fit {type(self).__name__}: {"; ".join(wrong[:4])} ({len(wrong)} '
-                f'of {len(expected)} tensors). Check the sizes in its config'
-            )
-        if unused := [name for name in weights if name not in expected]:
-            print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
-        self.load_state_dict({name: weights[name] for name in expected})
 
     @cached_property
     def identity(self) -> dict[str, str | None]:

@@ -21,9 +21,7 @@ from .positions import table_grid
 TABLE_PER_BLOCK = re.compile(rf'rel_pos_bias\.\d+\.{TABLE}|blocks\.\d+\.{BLOCK_TABLE}')
 
 
-def fit_positions(
-    model: nn.Module, state: Mapping[str, Tensor], source_grid: Grid | None = None
-) -> dict[str, Tensor]:
+def fit_positions(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fit the tables and `pos_embed` of official weights to an `MCBEiTDetViT`.
 
     Tables of a pretrained or fine-tuned backbone lose their class-token rows and are resized as the
@@ -40,7 +38,7 @@ def fit_positions(
             ": set rel_pos='per_block'"
         )
     if 'pos_embed' in state:
-        state['pos_embed'] = _fit_loaded_pos_embed(state['pos_embed'], model.grid, source_grid)
+        state['pos_embed'] = _fit_loaded_pos_embed(state['pos_embed'], model.grid)
     fitted, used = {}, set()
     tables = {k: m for k, m in model.named_modules() if isinstance(m, OffsetTable)}
     for name, module in tables.items():
@@ -53,36 +51,31 @@ def fit_positions(
             continue
         used.add(source)
         if source in pretrained:
-            table = _fit_pretrained(state[source], module.grid, source_grid, model.rel_pos)
+            table = _fit_pretrained(state[source], module.grid, model.rel_pos)
         else:
-            table = _fit_own(state[source], module.grid, source_grid if is_global else None)
+            grid = table_grid(len(state[source]), module.grid)
+            table = fit_offsets(state[source], grid, module.grid)
         fitted[own[0]] = table
     return {k: v for k, v in state.items() if k not in used} | fitted
 
 
-def _fit_pretrained(table: Tensor, target: Grid, source_grid: Grid | None, rel_pos: str) -> Tensor:
+def _fit_pretrained(table: Tensor, target: Grid, rel_pos: str) -> Tensor:
     table = table[:-NUM_CLS_ROWS].float()
-    source = table_grid(len(table), given=source_grid)
+    source = table_grid(len(table), target)
     if rel_pos == 'per_block':
         return resize_detection_table(table, source, target)
     return resize_bicubic(table, offset_sides(source), offset_sides(target))
 
 
-def _fit_own(table: Tensor, target: Grid, source_grid: Grid | None) -> Tensor:
-    if source_grid is None and len(table) == math.prod(offset_sides(target)):
-        return table
-    return fit_offsets(table, table_grid(len(table), given=source_grid), target)
-
-
-def _fit_loaded_pos_embed(pos_embed: Tensor, own: Grid, source_grid: Grid | None) -> Tensor:
+def _fit_loaded_pos_embed(pos_embed: Tensor, own: Grid) -> Tensor:
     num_rows = pos_embed.shape[1]
     side = math.isqrt(num_rows)
-    for grid in (source_grid,) if source_grid else (own, (side, side)):
+    for grid in (own, (side, side)):
         if num_rows == math.prod(grid):
             return fit_pos_embed(pos_embed, grid, own)
         if num_rows == math.prod(grid) + 1:  # the class token of pretraining comes first
             return resize_bicubic(pos_embed[0, 1:], grid, own)[None]
     raise ValueError(
-        f'pos_embed of {num_rows} rows fits neither a square patch grid nor {source_grid or own}: '
-        'pass source_grid=(h, w) to load_weights or in init_cfg'
+        f'pos_embed of {num_rows} rows fits neither a square patch grid nor {own}: set the '
+        'img_size of the weights'
     )

@@ -50,12 +50,10 @@ def convert_file(
     labels = read_label_order(label_order) if label_order else None
     written = write(state, dst, to, labels, strip)
     official = to_official(state)
-    skipped = [] if to == 'mcbeit' else list(official.rest)
-    return (
-        f'{source}: {len(state)} tensors, {official.dialect} names\n'
-        f'skipped {len(skipped)} tensors outside the transformer: {skipped[:5]}\n'
-        f'{dst}: {len(written)} tensors, {to} names'
-    )
+    lines = [f'{source}: {len(state)} tensors, {official.dialect} names']
+    if to != 'mcbeit' and (rest := list(official.rest)):
+        lines.append(f'skipped {len(rest)} tensors outside the transformer: {rest[:5]}')
+    return '\n'.join([*lines, f'{dst}: {len(written)} tensors, {to} names'])
 
 
 def write(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..errors import SetupError
 from ..layers.model_wrappers import unwrap
-from ..layers.rel_pos import Grid
 from .names import HEADS, SHARED_TABLE, to_official
 from .reading import read_checkpoint, state_dict_of
 
@@ -23,7 +22,6 @@ class FitSettings:
     """Arguments of `checkpoint.load_weights`, kept by the backbone for its load hook."""
 
     min_match: float = 0.9
-    source_grid: Grid | None = None
     quiet: bool = False
 
 
@@ -61,7 +59,7 @@ class LoadReport:
 class PretrainedMixin:
     """Lets `init_cfg=dict(type='Pretrained', checkpoint=...)` accept whatever `load_weights` does.
 
-    The dict may also hold `min_match` and `source_grid`. List this class before `BaseModule`.
+    The dict may also hold `min_match`. List this class before `BaseModule`.
     """
 
     fit_settings = FitSettings()
@@ -88,7 +86,6 @@ def _load_pretrained(
     checkpoint: str,
     prefix: str | None = None,
     min_match: float = 0.9,
-    source_grid: Grid | None = None,
     map_location: str | None = None,
 ) -> None:
     try:
@@ -96,7 +93,7 @@ def _load_pretrained(
         if prefix:
             prefix = prefix.removesuffix('.') + '.'
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        report = load_state(module, state, min_match, source_grid)
+        report = load_state(module, state, min_match)
     except (ValueError, FileNotFoundError) as error:
         raise SetupError(
             f'pretrained weights: {error}. Set init_cfg.checkpoint of the backbone, or '
@@ -123,7 +120,7 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     given = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
     try:
         official = to_official({k.removeprefix(prefix): v for k, v in given.items()})
-        fitted = module.fit_state(official.backbone, settings.source_grid)
+        fitted = module.fit_state(official.backbone)
     except ValueError as error:
         raise SetupError(str(error)) from error
     fits = {k: v for k, v in fitted.items() if k in own and own[k].shape == v.shape}
@@ -146,15 +143,13 @@ def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
         print_log(f'{type(module).__name__}: {report}', logger='current')
 
 
-def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], min_match: float, source_grid: Grid | None
-) -> LoadReport:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], min_match: float) -> LoadReport:
     """Load a bare state dict of any known naming, see `checkpoint.load_weights`."""
     model = unwrap(model)
     placed, unused = place(model, state)
     module = _backbone_of(model)[1]
     settings = module.fit_settings
-    module.fit_settings = FitSettings(min_match, source_grid, quiet=True)
+    module.fit_settings = FitSettings(min_match, quiet=True)
     try:
         model.load_state_dict(placed, strict=False)
     finally:

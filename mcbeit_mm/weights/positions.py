@@ -11,9 +11,7 @@ from ..layers.rel_pos import NUM_CLS_ROWS, Grid, num_table_rows, resize_table
 from .names import BLOCK_TABLE, INDEX, SHARED_TABLE, drop_copied_tables
 
 
-def fit_vit(
-    model: nn.Module, state: Mapping[str, Tensor], source_grid: Grid | None = None
-) -> dict[str, Tensor]:
+def fit_vit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fit official weights to the position tables and the patch grid of an `MCBEiTViT`.
 
     Source: lixiaotong97/mc-BEiT@37489a1 run_class_finetuning.py, for square grids.
@@ -37,11 +35,11 @@ def fit_vit(
         )
     own = {'shared': [SHARED_TABLE], 'per_block': blocks, 'none': []}[model.rel_pos]
     for name in filter(state.__contains__, own):
-        grid = table_grid(len(state[name]) - NUM_CLS_ROWS, model.grid, source_grid)
+        grid = table_grid(len(state[name]) - NUM_CLS_ROWS, model.grid)
         if grid != model.grid:
             state[name] = resize_table(state[name].float(), grid, model.grid)
     if model.pos_embed is not None and 'pos_embed' in state:
-        grid = embedding_grid(state['pos_embed'].shape[1], model.grid, source_grid)
+        grid = embedding_grid(state['pos_embed'].shape[1], model.grid)
         # As the authors convert checkpoints: bicubic, without antialiasing.
         state['pos_embed'] = resample_abs_pos_embed(
             state['pos_embed'], list(model.grid), list(grid), antialias=False
@@ -49,36 +47,35 @@ def fit_vit(
     return state
 
 
-def table_grid(num_offsets: int, own: Grid | None = None, given: Grid | None = None) -> Grid:
+def table_grid(num_offsets: int, own: Grid | None = None) -> Grid:
     """Find the patch grid (h, w) of a table with (2h - 1)(2w - 1) offsets, class rows excluded.
 
-    Tries in order: the given grid, the model's own, and without a given one a square.
+    Tries the model's own grid, then a square.
 
     Raises:
-        ValueError: none of them has this number of offsets; nor do tables of detection backbones,
-            which lack the class rows.
+        ValueError: neither has this number of offsets; nor do tables of detection backbones, which
+            lack the class rows.
     """
     side = (math.isqrt(num_offsets) + 1) // 2
-    square = None if given else (side, side)
-    for grid in (given, own, square):
+    for grid in (own, (side, side)):
         if grid and num_table_rows(grid) == num_offsets + NUM_CLS_ROWS:
             return tuple(grid)
     raise ValueError(
-        f'a position table of {num_offsets} offsets fits neither a square patch grid nor '
-        f'{given or own}: pass source_grid=(h, w) of the weights, with (2h - 1)(2w - 1) offsets, '
-        'to load_weights or in init_cfg; of a detector, load the weights that it started from'
+        f'a position table of {num_offsets} offsets fits neither a square patch grid nor that of '
+        'the model: set the img_size of the weights, inputs may have any size (or, for weights of '
+        'a detector, load those that it started from)'
     )
 
 
-def embedding_grid(tokens: int, own: Grid | None = None, given: Grid | None = None) -> Grid:
-    """Find the patch grid (h, w) of 1 + h*w tokens: the given one, the model's own or a square."""
+def embedding_grid(tokens: int, own: Grid | None = None) -> Grid:
+    """Find the patch grid (h, w) of 1 + h*w tokens: the model's own or a square."""
     side = math.isqrt(tokens - 1)
-    for grid in (given, own, (side, side)):
+    for grid in (own, (side, side)):
         if grid and grid[0] * grid[1] + 1 == tokens:
             return tuple(grid)
     raise ValueError(
-        f'pos_embed has {tokens} tokens, which is not a square patch grid and a class token: pass '
-        'source_grid=(h, w) to load_weights or in init_cfg'
+        f'pos_embed has {tokens} tokens, which is neither the patch grid of the model nor a '
+        'square one, with a class token: set the img_size of the weights'
     )
 
 
