@@ -87,21 +87,13 @@ class Tokenizer(nn.Module):
             for part in self.decoder_parts:
                 setattr(self, part, None)
         expected = self.state_dict()
-        wrong = [
-            f'{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
-            if name in weights
-            else f'{name} is missing'
-            for name, tensor in expected.items()
-            if name not in weights or weights[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise ValueError(
-                f'{file} does not fit {type(self).__name__}: {"; ".join(wrong[:4])} ({len(wrong)} '
-                f'of {len(expected)} tensors). Check the sizes in its config'
-            )
         if unused := [name for name in weights if name not in expected]:
             print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
-        self.load_state_dict({name: weights[name] for name in expected})
+        try:
+            self.load_state_dict({k: v for k, v in weights.items() if k in expected})
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())[:500]
+            raise ValueError(f'{file}: {reason} ... Check the sizes in its config') from error
 
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
         """Disable gradients, switch to eval mode and record the source of the weights."""
@@ -115,13 +107,10 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Tokenize images.
+        """Return token_logits (B, V, H/stride, W/stride), fp32, of float images in [0, 1].
 
         Args:
-            images: float (B, 3, H, W) in [0, 1]; H and W are multiples of ``stride``.
-
-        Returns:
-            token_logits (B, V, H/stride, W/stride), fp32.
+            images: (B, 3, H, W); H and W are multiples of ``stride``.
         """
         self._check_images(images)
         half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
@@ -136,13 +125,10 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Reconstruct images, without sampling.
+        """Reconstruct images (B, 3, h * stride, w * stride) in [0, 1], fp32, without sampling.
 
         Args:
             tokens: integer ids (B, h, w) in [0, V), or float probs (B, V, h, w).
-
-        Returns:
-            Images (B, 3, h * stride, w * stride) in [0, 1], fp32.
 
         Raises:
             ValueError: invalid tokens, or the tokenizer has no decoder.

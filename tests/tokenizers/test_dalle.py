@@ -179,17 +179,17 @@ def test_missing_files(tmp_path):
 
 
 def test_weights_that_do_not_fit(dalle, sizes, released):
-    with pytest.raises(ValueError, match=r'has shape \(16, 3, 7, 7\) instead of \(8, 3, 7, 7\)'):
+    with pytest.raises(ValueError, match=r'input\.w.*\[16, 3, 7, 7\].*\[8, 3, 7, 7\]'):
         DALLETokenizer(**sizes | dict(n_hid=8), checkpoint=released.folder)
-    with pytest.raises(ValueError, match=r'encoder\S+group_1\.block_2\S+ is missing'):
+    with pytest.raises(ValueError, match=r'Missing key.*encoder\S+group_1\.block_2'):
         DALLETokenizer(**sizes | dict(n_blk_per_group=2), checkpoint=released.folder)
     swapped = released.folder / 'decoder.pkl'
-    with pytest.raises(ValueError, match=r'encoder\.blocks\.input\.w has shape \(128, 48, 1, 1\)'):
+    with pytest.raises(ValueError, match=r'decoder\.pkl: .*Check the sizes'):
         DALLETokenizer(**sizes, checkpoint=swapped)
     state = dalle.group('state')
     del state['blocks.output.conv.b']
     torch.save(state, released.folder / 'encoder.pkl')
-    with pytest.raises(ValueError, match=r'encoder\.blocks\.output\.conv\.b is missing'):
+    with pytest.raises(ValueError, match=r'Missing key.*encoder\.blocks\.output\.conv\.b'):
         DALLETokenizer(**sizes, checkpoint=released.folder)
 
 

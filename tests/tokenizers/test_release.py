@@ -89,13 +89,13 @@ def test_aliases_that_nest_without_end_are_refused(released):
 def test_missing_weights(released, prefix):
     state = golden_state('gumbel')
     save_state(released, {k: v for k, v in state.items() if not k.startswith(prefix)})
-    with pytest.raises(ValueError, match=rf'{prefix}\S* is missing'):
+    with pytest.raises(ValueError, match=rf'Missing key.*"{prefix}\S*"'):
         GumbelVQGANTokenizer(checkpoint=released)
 
 
 def test_wrong_shape(released):
     save_state(released, golden_state('gumbel') | {'quant_conv.bias': torch.zeros(7)})
-    with pytest.raises(ValueError, match=r'quant_conv.bias has shape \(7,\) instead of \(16,\)'):
+    with pytest.raises(ValueError, match=r'quant_conv.bias.*\[7\].*\[16\]'):
         GumbelVQGANTokenizer(checkpoint=released)
 
 

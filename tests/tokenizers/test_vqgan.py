@@ -198,6 +198,6 @@ def test_all_ema_weights_are_loaded(ema_tokenizer):
 def test_ema_codebook_of_another_size(released):
     state = golden_state('ema') | {'quantize.embedding.weight': torch.zeros(8192, 16)}
     save_state(released['ema'], state)
-    message = r'embedding.weight has shape \(8192, 16\) instead of \(48, 16\)'
+    message = r'embedding.weight.*\[8192, 16\].*\[48, 16\]'
     with pytest.raises(ValueError, match=message):
         EMAVQGANTokenizer(checkpoint=released['ema'])
