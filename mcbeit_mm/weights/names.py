@@ -95,7 +95,6 @@ class Official(NamedTuple):
     heads: dict[str, Tensor]
     rest: dict[str, Tensor]
     dialect: str | None  # None: no transformer found, names unchanged
-    prefix: str
 
 
 def convert(state_dict: Mapping[str, Tensor], to: str = 'mcbeit') -> dict[str, Tensor]:
@@ -160,7 +159,7 @@ def to_official(state: Mapping[str, Tensor]) -> Official:
             _put(backbone, official, tensor)
     if dialect and DIALECTS[dialect].qkv:
         backbone = _fuse_qkv(backbone, DIALECTS[dialect].qkv)
-    return Official(backbone, heads, rest, dialect, prefix)
+    return Official(backbone, heads, rest, dialect)
 
 
 def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
