@@ -3,13 +3,12 @@
 from .base import Tokenizer
 from .dalle import DALLETokenizer
 from .dvae import DiscreteVAETokenizer
-from .ema_vqgan import EMAVQGAN, EMAVQGANTokenizer
-from .gumbel_vqgan import GumbelVQGAN, GumbelVQGANTokenizer
 from .training.discriminator import PatchDiscriminator
 from .training.ema import EMAVQGANTrainer
 from .training.gumbel import GumbelVQGANTrainer
 from .training.metrics import ReconstructionMetric
 from .training.perceptual import PerceptualLoss
+from .vqgan import EMAVQGAN, EMAVQGANTokenizer, GumbelVQGAN, GumbelVQGANTokenizer
 from .vqkd import VQKDTokenizer
 
 __all__ = [

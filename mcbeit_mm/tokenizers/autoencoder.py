@@ -79,10 +79,8 @@ class DDConfig:
     """Sizes of encoder and decoder, the ``ddconfig`` of taming-transformers.
 
     Attention is used at the levels whose nominal size, counted down from ``resolution``, is in
-    ``attn_resolutions``, whatever the actual image size. ``num_groups`` is 32 upstream.
-
-    Raises:
-        ValueError: ``double_z`` is set; it belongs to KL autoencoders.
+    ``attn_resolutions``, whatever the actual image size. ``num_groups`` is 32 upstream;
+    ``double_z`` belongs to KL autoencoders and has no effect.
     """
 
     ch: int
@@ -96,10 +94,6 @@ class DDConfig:
     double_z: bool = False
     dropout: float = 0.0
     num_groups: int = 32
-
-    def __post_init__(self):
-        if self.double_z:
-            raise ValueError('double_z belongs to KL autoencoders; a VQGAN has double_z=False')
 
 
 class Mid(nn.Module):

@@ -4,13 +4,17 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..fileio.pins import sha256_of
+from ..fileio.pins import check_pin, sha256_of, split_pin
+from ..weights.reading import read_checkpoint, state_dict_of
+from .release import find_weights
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 
@@ -19,15 +23,17 @@ class Tokenizer(nn.Module):
     """Frozen image tokenizer: images in [0, 1] -> token_logits, and tokens -> images.
 
     Subclasses set ``vocab_size`` and ``stride``, implement ``encode`` and ``decode_tokens`` on
-    images in their own normalization, and call :meth:`freeze` at the end of the constructor. A
-    class method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride': s}`` that reads
-    no weights allows configs to be checked before anything is built. The module is always in eval
-    mode, without gradients, and computes in fp32 also under autocast.
+    images in their own normalization, and call :meth:`load` or :meth:`freeze` at the end of the
+    constructor. A class method ``geometry(**constructor_arguments) -> {'vocab_size': V, 'stride':
+    s}`` that reads no weights allows configs to be checked before anything is built. The module is
+    always in eval mode, without gradients, and computes in fp32 also under autocast.
 
     Attributes:
         precision: autocast type of `encode`, one of PRECISIONS; logits are always fp32.
         compiled: run `encode` through torch.compile.
-        decoder_hint: what to do about a checkpoint without decoder weights (``decoder`` is None).
+        weight_names: names of the weight file in a checkpoint folder.
+        decoder_parts: modules that only decoding needs; None if the checkpoint lacks them.
+        hint: what to do about a missing checkpoint.
     """
 
     vocab_size: int
@@ -35,7 +41,9 @@ class Tokenizer(nn.Module):
     weights_file: str | os.PathLike | None = None
     precision: str = 'fp32'
     compiled: bool = False
-    decoder_hint: str = 'give a checkpoint that has them'
+    weight_names: Sequence[str] = ()
+    decoder_parts: Sequence[str] = ()
+    hint: str = ''
 
     def encode(self, x: Tensor) -> Tensor:
         """Return token_logits (B, V, H/stride, W/stride) of normalized images (B, 3, H, W)."""
@@ -53,6 +61,40 @@ class Tokenizer(nn.Module):
         """Invert :meth:`normalize`."""
         return (x + 1) / 2
 
+    def load(self, checkpoint: str | os.PathLike | None) -> None:
+        """Load a file or folder and freeze; None keeps the random weights.
+
+        Raises:
+            FileNotFoundError: no such file or folder, or a folder without `weight_names`.
+            ValueError: the weights cannot be read, do not match their pin or do not fit.
+        """
+        file = find_weights(checkpoint, self.weight_names, self.hint)
+        if file is None:
+            print_log(f'{type(self).__name__}: no checkpoint, random weights', 'current')
+        else:
+            weights = self.read_weights(check_pin(file, split_pin(checkpoint)[1]))
+            self._load_weights(weights, file)
+        self.freeze(file)
+
+    def read_weights(self, file: Path) -> dict[str, Tensor]:
+        """Return the tensors of a weight file under the names of this module."""
+        return state_dict_of(read_checkpoint(file))
+
+    def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
+        """Load weights, which may hold more (losses, discriminator) and lack the decoder."""
+        decoder = tuple(f'{part}.' for part in self.decoder_parts)
+        if not any(name.startswith(decoder) for name in weights):
+            for part in self.decoder_parts:
+                setattr(self, part, None)
+        expected = self.state_dict()
+        if unused := [name for name in weights if name not in expected]:
+            print_log(f'{file}: {len(unused)} unused entries ({unused[0]}, ...)', 'current')
+        try:
+            self.load_state_dict({k: v for k, v in weights.items() if k in expected})
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())[:500]
+            raise ValueError(f'{file}: {reason} ... Check the sizes in its config') from error
+
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
         """Disable gradients, switch to eval mode and record the source of the weights."""
         self.weights_file = weights_file
@@ -65,13 +107,10 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Tokenize images.
+        """Return token_logits (B, V, H/stride, W/stride), fp32, of float images in [0, 1].
 
         Args:
-            images: float (B, 3, H, W) in [0, 1]; H and W are multiples of ``stride``.
-
-        Returns:
-            token_logits (B, V, H/stride, W/stride), fp32.
+            images: (B, 3, H, W); H and W are multiples of ``stride``.
         """
         self._check_images(images)
         half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
@@ -86,20 +125,17 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Reconstruct images, without sampling.
+        """Reconstruct images (B, 3, h * stride, w * stride) in [0, 1], fp32, without sampling.
 
         Args:
             tokens: integer ids (B, h, w) in [0, V), or float probs (B, V, h, w).
-
-        Returns:
-            Images (B, 3, h * stride, w * stride) in [0, 1], fp32.
 
         Raises:
             ValueError: invalid tokens, or the tokenizer has no decoder.
         """
         self._check_tokens(tokens)
         if getattr(self, 'decoder', self) is None:
-            raise ValueError(f'{self.weights_file} has no decoder weights: {self.decoder_hint}')
+            raise ValueError(f'{self.weights_file}: no decoder weights were found with it')
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
             return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
@@ -135,19 +171,15 @@ class Tokenizer(nn.Module):
             )
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        got = f'{tokens.dtype} {tuple(tokens.shape)}'
         if tokens.is_floating_point():
             ok = tokens.ndim == 4 and tokens.shape[1] == self.vocab_size
         else:
             ok = tokens.ndim == 3 and tokens.dtype != torch.bool
-            if ok and tokens.numel():
-                low, high = (int(value) for value in tokens.aminmax())
-                ok = 0 <= low and high < self.vocab_size
-                got += f' from {low} to {high}'
+            ok = ok and bool(((tokens >= 0) & (tokens < self.vocab_size)).all())
         if not ok:
             raise ValueError(
                 f'decode takes integer ids (B, h, w) in [0, {self.vocab_size}) or float probs '
-                f'(B, {self.vocab_size}, h, w), got {got}'
+                f'(B, {self.vocab_size}, h, w), got {tokens.dtype} {tuple(tokens.shape)}'
             )
 
 

@@ -12,17 +12,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base import Tokenizer, embed_tokens
-from .release import find_weights, load_weights, read_weights
 
 EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images are in [EPS, 1 - EPS]
 GROUPS = 4  # group_count of dall_e/encoder.py; the resolution changes between them
 DECODER_INIT = 128  # n_init of dall_e/decoder.py
 ENCODER_KERNELS = (3, 3, 3, 1)
 DECODER_KERNELS = (1, 3, 3, 3)
-HINT = (
-    'download https://cdn.openai.com/dall-e/encoder.pkl and, for reconstructions, decoder.pkl from '
-    'the same place into one folder, and give that folder'
-)
 
 
 class Conv(nn.Module):
@@ -113,15 +108,16 @@ class DALLETokenizer(Tokenizer):
         n_hid: channels of the encoder at full resolution.
         vocab_size: number of tokens V.
         checkpoint: folder with OpenAI's ``encoder.pkl`` and, to decode, ``decoder.pkl``;
-            OpenMMLab's ``dalle_encoder.pth``; or a state dict. None gives random weights.
-
-    Raises:
-        FileNotFoundError: no such file or folder, or a folder without ``encoder.pkl``.
-        ValueError: the weights cannot be read or do not fit the sizes.
+            OpenMMLab's ``dalle_encoder.pth``; or a state dict. See :meth:`~.base.Tokenizer.load`.
     """
 
     stride = 2 ** (GROUPS - 1)
-    decoder_hint = 'put decoder.pkl beside encoder.pkl'
+    weight_names = ('encoder.pkl',)
+    decoder_parts = ('decoder',)
+    hint = (
+        'download https://cdn.openai.com/dall-e/encoder.pkl and, for reconstructions, decoder.pkl '
+        'from the same place into one folder, and give that folder'
+    )
 
     def __init__(
         self,
@@ -131,7 +127,6 @@ class DALLETokenizer(Tokenizer):
         checkpoint: str | os.PathLike | None = None,
     ):
         super().__init__()
-        file = find_weights(checkpoint, ('encoder.pkl',), HINT)
         self.vocab_size = vocab_size
         widths = [n_hid, n_hid, 2 * n_hid, 4 * n_hid, 8 * n_hid]
         self.encoder = Trunk(
@@ -141,18 +136,20 @@ class DALLETokenizer(Tokenizer):
         up = nn.Upsample(scale_factor=2, mode='nearest')
         # 6 channels: means and log-scales of the logit-Laplace distribution; images are the means
         self.decoder = Trunk(vocab_size, widths, 6, 1, DECODER_KERNELS, n_blk_per_group, up)
-        sizes = ('n_hid', 'n_blk_per_group', 'vocab_size')
-        if not load_weights(self, file, ('decoder.',), sizes, _read):
-            self.decoder = None
-        self.freeze(file)
+        self.load(checkpoint)
 
     @classmethod
-    def geometry(
-        cls, vocab_size: int = 8192, checkpoint: str | os.PathLike | None = None, **config: Any
-    ) -> dict[str, int]:
+    def geometry(cls, vocab_size: int = 8192, **others: Any) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments without reading weights."""
-        find_weights(checkpoint, ('encoder.pkl',), HINT)
         return {'vocab_size': vocab_size, 'stride': cls.stride}
+
+    def read_weights(self, file: Path) -> dict[str, Tensor]:
+        """Return the weights of a file; with encoder.pkl also those of decoder.pkl beside it."""
+        weights = _prefixed(super().read_weights(file), 'encoder.')
+        decoder = file.with_name('decoder.pkl')
+        if file.name == 'encoder.pkl' and decoder.is_file():
+            weights |= _prefixed(super().read_weights(decoder), 'decoder.')
+        return weights
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map [0, 1] to [0.1, 0.9] (``map_pixels`` upstream)."""
@@ -172,15 +169,6 @@ class DALLETokenizer(Tokenizer):
         codebook = blocks.input.w.flatten(1).t()  # a 1x1 convolution of one-hot tokens
         x = embed_tokens(tokens, codebook) + blocks.input.b[:, None, None]
         return blocks[1:](x)[:, :3].sigmoid()
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Return the weights of a file; with encoder.pkl also those of decoder.pkl beside it."""
-    weights = _prefixed(read_weights(file), 'encoder.')
-    decoder = file.with_name('decoder.pkl')
-    if file.name == 'encoder.pkl' and decoder.is_file():
-        weights |= _prefixed(read_weights(decoder), 'decoder.')
-    return weights
 
 
 def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,11 +7,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base import Tokenizer, embed_tokens
-from .release import find_weights, load_weights
-
-FILES = ('pytorch_model.bin',)
-DECODER = ('decoder.', 'codebook.')
-HINT = "expected pytorch_model.bin (state dict under 'weights'), its folder, or another weight file"
 
 
 class ResBlock(nn.Module):
@@ -53,12 +48,12 @@ class DiscreteVAETokenizer(Tokenizer):
         num_tokens: number of tokens V.
         codebook_dim: dimension of a code.
         checkpoint: ``pytorch_model.bin`` (state dict under ``weights``), its folder, or a bare
-            state dict. None gives random weights.
-
-    Raises:
-        FileNotFoundError: no such file or folder, or a folder without ``pytorch_model.bin``.
-        ValueError: the weights cannot be read or do not fit the sizes.
+            state dict. See :meth:`~.base.Tokenizer.load`.
     """
+
+    weight_names = ('pytorch_model.bin',)
+    decoder_parts = ('decoder', 'codebook')
+    hint = "expected pytorch_model.bin (state dict under 'weights'), its folder, or a weight file"
 
     def __init__(
         self,
@@ -69,26 +64,15 @@ class DiscreteVAETokenizer(Tokenizer):
         checkpoint: str | os.PathLike | None = None,
     ):
         super().__init__()
-        file = find_weights(checkpoint, FILES, HINT)
         self.vocab_size, self.stride = num_tokens, 2**num_layers
         self.encoder = _trunk(nn.Conv2d, 3, hidden_dim, num_layers, num_tokens)
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
         self.decoder = _trunk(nn.ConvTranspose2d, codebook_dim, hidden_dim, num_layers, 3)
-        sizes = ('num_tokens', 'codebook_dim', 'num_layers', 'hidden_dim')
-        if not load_weights(self, file, DECODER, sizes):
-            self.decoder = self.codebook = None
-        self.freeze(file)
+        self.load(checkpoint)
 
     @classmethod
-    def geometry(
-        cls,
-        num_tokens: int = 8192,
-        num_layers: int = 3,
-        checkpoint: str | os.PathLike | None = None,
-        **config: Any,
-    ) -> dict[str, int]:
+    def geometry(cls, num_tokens: int = 8192, num_layers: int = 3, **others: Any) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments without reading weights."""
-        find_weights(checkpoint, FILES, HINT)
         return {'vocab_size': num_tokens, 'stride': 2**num_layers}
 
     def encode(self, x: Tensor) -> Tensor:

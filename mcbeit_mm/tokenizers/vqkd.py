@@ -12,15 +12,8 @@ from torch import Tensor
 
 from ..weights.names import DIALECTS, to_official
 from .base import Tokenizer
-from .release import find_weights, load_weights, read_weights
 
-SIZES = ('arch', 'img_size', 'patch_size', 'n_embed', 'embed_dim')
 COUNTERS = ('quantize.cluster_size', 'quantize.embedding.initted')  # optional, used in training
-FILES = ('vqkd_encoder.pth',)
-HINT = (
-    'expected the file of microsoft/unilm beit2 (vqkd_encoder_base_decoder_3x768x12_clip) or of '
-    'OpenMMLab (vqkd_encoder.pth)'
-)
 
 
 @MODELS.register_module()
@@ -34,12 +27,15 @@ class VQKDTokenizer(Tokenizer):
 
     Args:
         arch: name or dict as for mmpretrain's ``BEiTViT``.
-        checkpoint: file of microsoft/unilm beit2 or of OpenMMLab. None gives random weights.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the weights do not fit these sizes, or the codes do not have unit length.
+        checkpoint: file of microsoft/unilm beit2 or of OpenMMLab. See
+            :meth:`~.base.Tokenizer.load`.
     """
+
+    weight_names = ('vqkd_encoder.pth',)
+    hint = (
+        'expected the file of microsoft/unilm beit2 (vqkd_encoder_base_decoder_3x768x12_clip) or '
+        'of OpenMMLab (vqkd_encoder.pth)'
+    )
 
     def __init__(
         self,
@@ -51,7 +47,6 @@ class VQKDTokenizer(Tokenizer):
         checkpoint: str | os.PathLike | None = None,
     ):
         super().__init__()
-        file = find_weights(checkpoint, FILES, HINT)
         self.vocab_size, self.stride = n_embed, patch_size
         encoder = dict(
             arch=arch,
@@ -64,21 +59,11 @@ class VQKDTokenizer(Tokenizer):
             layer_scale_init_value=0.0,
         )  # as in microsoft/unilm beit2 modeling_vqkd.py and mmpretrain's beitv2
         self.vqkd = VQKD(encoder, None, n_embed, embed_dim, quantize_kmeans_init=False)
-        load_weights(self.vqkd, file, sizes=SIZES, read=self._read)
-        if file is not None:
-            self._check_codes(file)
-        self.freeze(file)
+        self.load(checkpoint)
 
     @classmethod
-    def geometry(
-        cls,
-        patch_size: int = 16,
-        n_embed: int = 8192,
-        checkpoint: str | os.PathLike | None = None,
-        **others: Any,
-    ) -> dict[str, int]:
+    def geometry(cls, n_embed: int = 8192, patch_size: int = 16, **others: Any) -> dict[str, int]:
         """Return vocab_size and stride for constructor arguments without reading weights."""
-        find_weights(checkpoint, FILES, HINT)
         return {'vocab_size': n_embed, 'stride': patch_size}
 
     @property
@@ -99,17 +84,11 @@ class VQKDTokenizer(Tokenizer):
             'reconstructions use a VQGAN, DALL-E or discrete VAE tokenizer'
         )
 
-    def _check_codes(self, file: Path) -> None:
-        low, high = self.codebook.norm(dim=1).aminmax()
-        if not 0.99 < low <= high < 1.01:  # NaN, or codes that k-means never filled
-            raise ValueError(
-                f'{file}: the codes quantize.embedding.weight have lengths from {low:.3g} to '
-                f'{high:.3g}, expected 1 as in a trained VQ-KD'
-            )
-
-    def _read(self, file: Path) -> dict[str, Tensor]:
-        own = self.vqkd.state_dict()
-        return {name: own[name] for name in COUNTERS} | _to_mmpretrain(read_weights(file))
+    def read_weights(self, file: Path) -> dict[str, Tensor]:
+        """Return the tensors of a public file under the names of mmpretrain's class."""
+        weights, own = _to_mmpretrain(super().read_weights(file)), self.vqkd.state_dict()
+        weights = {name: own[name] for name in COUNTERS} | weights
+        return {f'vqkd.{name}': tensor for name, tensor in weights.items()}
 
 
 def _to_mmpretrain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..fileio.inert_pickle import load_inert, reason
 from ..fileio.pins import check_pin, split_pin
 
-WRAPPER_KEYS = ('state_dict', 'model', 'module')
+WRAPPER_KEYS = ('state_dict', 'model', 'module', 'weights')
 RESAVE = "re-save it as torch.save({'state_dict': model.state_dict()}, path) where it was made"
 DEEPSPEED_FILE = 'mp_rank_00_model_states.pt'
 HF_FILES = ('model.safetensors', 'pytorch_model.bin')
@@ -54,8 +54,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Extract the tensors of a checkpoint by name; ValueError if there are none.
 
-    Unwraps ``state_dict``, ``model`` and ``module``, also nested, and removes a ``module.`` prefix
-    common to all names.
+    Unwraps `WRAPPER_KEYS`, also nested, and removes a ``module.`` prefix common to all names.
     """
     inner: Mapping[str, Any] = checkpoint
     while key := next((k for k in WRAPPER_KEYS if _holds_tensors(inner.get(k))), None):
@@ -72,7 +71,7 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def is_wrapped(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the tensors are under a key that MMEngine ignores (`model`, `module`)."""
+    """Whether the tensors are under a key that MMEngine ignores, such as `model`."""
     keys = (key for key in WRAPPER_KEYS if _holds_tensors(checkpoint.get(key)))
     return next(keys, 'state_dict') != 'state_dict'
 
@@ -88,7 +87,10 @@ def _files_of_folder(folder: Path) -> list[Path]:
     """List the files of the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
     noted = folder / 'last_checkpoint'
     if noted.is_file():  # MMEngine's note holds a path, whose folder may have moved since
-        newest = folder / Path(noted.read_text().strip()).name
+        name = Path(noted.read_text().strip()).name
+        if name in ('', '..'):
+            raise ValueError(f'{noted} names no checkpoint: pass the checkpoint file itself')
+        newest = folder / name
         return _files_of_folder(newest) if newest.is_dir() else [newest]
     latest = folder / 'latest'
     tagged = folder / Path(latest.read_text().strip()).name if latest.is_file() else folder

@@ -279,19 +279,11 @@ def test_tokenizer_yaml(mark, tmp_path):
 
 
 def test_perceptual_weights(mark, tmp_path):
-    from torchvision.models import vgg16
-
     from mcbeit_mm.tokenizers.training.perceptual import PerceptualLoss
 
     file = save('exec', mark, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match='no features.0.weight'):
         PerceptualLoss(file)
-    with torch.device('meta'):
-        state = vgg16().features.state_dict()
-    state = {f'features.{k}': torch.zeros(v.shape) for k, v in state.items()}
-    torch.save(state, tmp_path / 'vgg.pth')
-    with pytest.raises(ValueError, match='no lin0.weight'):
-        PerceptualLoss(tmp_path / 'vgg.pth', file)
 
 
 # Tools

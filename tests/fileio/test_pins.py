@@ -129,7 +129,7 @@ def test_perceptual_weights_take_pins(tmp_path):
     for pin, message in ((HEX, f'expected {HEX}'), (digest_of(tmp_path / 'vgg.pth'), 'has no')):
         with pytest.raises(ValueError, match=message):
             PerceptualLoss(f'{tmp_path}/vgg.pth#sha256={pin}')
-    with pytest.raises(FileNotFoundError, match='vgg_weights'):
+    with pytest.raises(FileNotFoundError, match='none.pth'):
         PerceptualLoss(f'{tmp_path}/none.pth#sha256={HEX}')
 
 

@@ -134,8 +134,6 @@ def test_full_size_parameters():
     assert counts == {'encoder': 53_786_240, 'decoder': 43_829_766}
     assert (model.vocab_size, model.stride) == (8192, 8)
     assert DALLETokenizer.geometry() == dict(vocab_size=8192, stride=8)
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        DALLETokenizer.geometry(checkpoint='nowhere')
     assert DALLETokenizer.geometry(vocab_size=48, n_hid=16) == dict(vocab_size=48, stride=8)
 
 
@@ -169,31 +167,29 @@ def test_without_decoder(dalle, sizes, released, form):
         torch.save(encoder.state_dict(), path)
     tokenizer = DALLETokenizer(**sizes, checkpoint=path)
     assert relative_error(tokenizer(images_of(dalle)), dalle['logits']) <= 1e-5
-    with pytest.raises(ValueError, match='no decoder weights.*decoder.pkl beside'):
+    with pytest.raises(ValueError, match='encoder.*no decoder weights'):
         tokenizer.decode(dalle['indices'])
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'has no encoder\.pkl \(it holds \[\]\).*download'):
+    with pytest.raises(FileNotFoundError, match=r'has no encoder\.pkl: download'):
         DALLETokenizer(checkpoint=tmp_path)
     with pytest.raises(FileNotFoundError, match='No tokenizer at .*nowhere: download'):
         DALLETokenizer(checkpoint=tmp_path / 'nowhere')
 
 
 def test_weights_that_do_not_fit(dalle, sizes, released):
-    with pytest.raises(
-        ValueError, match=r'has shape \(16, 3, 7, 7\) instead of \(8, 3, 7, 7\).*n_h'
-    ):
+    with pytest.raises(ValueError, match=r'input\.w.*\[16, 3, 7, 7\].*\[8, 3, 7, 7\]'):
         DALLETokenizer(**sizes | dict(n_hid=8), checkpoint=released.folder)
-    with pytest.raises(ValueError, match=r'encoder\S+group_1\.block_2\S+ is missing'):
+    with pytest.raises(ValueError, match=r'Missing key.*encoder\S+group_1\.block_2'):
         DALLETokenizer(**sizes | dict(n_blk_per_group=2), checkpoint=released.folder)
     swapped = released.folder / 'decoder.pkl'
-    with pytest.raises(ValueError, match=r'encoder\.blocks\.input\.w has shape \(128, 48, 1, 1\)'):
+    with pytest.raises(ValueError, match=r'decoder\.pkl: .*Check the sizes'):
         DALLETokenizer(**sizes, checkpoint=swapped)
     state = dalle.group('state')
     del state['blocks.output.conv.b']
     torch.save(state, released.folder / 'encoder.pkl')
-    with pytest.raises(ValueError, match=r'encoder\.blocks\.output\.conv\.b is missing'):
+    with pytest.raises(ValueError, match=r'Missing key.*encoder\.blocks\.output\.conv\.b'):
         DALLETokenizer(**sizes, checkpoint=released.folder)
 
 

@@ -49,8 +49,6 @@ def test_full_size_parameters():
     assert counts == {'encoder': 7_953_408, 'codebook': 4_194_304, 'decoder': 7_933_699}
     assert (model.vocab_size, model.stride) == (8192, 8)
     assert DiscreteVAETokenizer.geometry() == dict(vocab_size=8192, stride=8)
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        DiscreteVAETokenizer.geometry(checkpoint='nowhere')
 
 
 def test_the_stride_follows_the_layers():
@@ -78,20 +76,18 @@ def test_without_decoder(dvae, sizes, released):
     torch.save({'weights': state}, released / 'pytorch_model.bin')
     tokenizer = DiscreteVAETokenizer(**sizes, checkpoint=released)
     assert relative_error(tokenizer(images_of(dvae)), dvae['logits']) <= 1e-5
-    with pytest.raises(
-        ValueError, match='pytorch_model.bin has no decoder weights: give a checkpoint'
-    ):
+    with pytest.raises(ValueError, match='pytorch_model.bin: no decoder weights'):
         tokenizer.decode(dvae['indices'])
 
 
 def test_weights_that_do_not_fit(dvae, sizes, released):
-    message = r'encoder.6.weight has shape \(48, 16, 1, 1\) instead of \(64, 16, 1, 1\).*num_tokens'
+    message = r'encoder.6.weight.*\[48, 16, 1, 1\].*\[64, 16, 1, 1\].*sizes'
     with pytest.raises(ValueError, match=message):
         DiscreteVAETokenizer(**sizes | dict(num_tokens=64), checkpoint=released)
     state = dvae.group('state')
     del state['codebook.weight']
     torch.save({'weights': state}, released / 'pytorch_model.bin')
-    with pytest.raises(ValueError, match='codebook.weight is missing'):
+    with pytest.raises(ValueError, match='Missing key.*codebook.weight'):
         DiscreteVAETokenizer(**sizes, checkpoint=released)
 
 

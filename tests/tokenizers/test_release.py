@@ -17,12 +17,13 @@ def released(tmp_path, gumbel):
     return write_golden(tmp_path / 'vqgan_gumbel_f8', gumbel, 'gumbel')
 
 
-def test_upstream_folder_layout(gumbel, released):
+@pytest.mark.parametrize('yaml', ['model.yaml', '2021-project.yaml'])
+def test_upstream_folder_layout(gumbel, released, yaml):
     images = images_of(gumbel)
     expected = GumbelVQGANTokenizer(checkpoint=str(released))(images)
     (released / 'configs').mkdir()
     (released / 'checkpoints').mkdir()
-    (released / 'model.yaml').rename(released / 'configs' / '2021-project.yaml')
+    (released / 'model.yaml').rename(released / 'configs' / yaml)
     (released / 'configs' / '2021-lightning.yaml').write_text('trainer: {gpus: 8}')
     (released / 'last.ckpt').rename(released / 'checkpoints' / 'last.ckpt')
     assert torch.equal(GumbelVQGANTokenizer(checkpoint=released)(images), expected)
@@ -39,12 +40,12 @@ def test_weight_file(gumbel, released):
 
 def test_agreeing_sizes_are_accepted_and_others_refused(gumbel, released):
     sizes = sizes_of(gumbel)
-    partial = dict(ch_mult=tuple(sizes['ddconfig']['ch_mult']))
-    GumbelVQGANTokenizer(ddconfig=partial, n_embed=sizes['n_embed'], checkpoint=released)
-    with pytest.raises(ValueError, match=r'n_embed=8192 \(there 48\)'):
+    ddconfig = dict(sizes['ddconfig'], ch_mult=tuple(sizes['ddconfig']['ch_mult']))
+    GumbelVQGANTokenizer(ddconfig=ddconfig, n_embed=sizes['n_embed'], checkpoint=released)
+    with pytest.raises(ValueError, match='n_embed contradict .*: omit'):
         GumbelVQGANTokenizer(n_embed=8192, checkpoint=released)
-    with pytest.raises(ValueError, match=r'ddconfig\.ch=128 \(there 32\)'):
-        GumbelVQGANTokenizer(ddconfig=dict(ch=128), checkpoint=released)
+    with pytest.raises(ValueError, match='ddconfig contradict .*: omit'):
+        GumbelVQGANTokenizer(ddconfig=ddconfig | dict(ch=128), checkpoint=released)
 
 
 def test_no_sizes_and_no_checkpoint():
@@ -88,13 +89,13 @@ def test_aliases_that_nest_without_end_are_refused(released):
 def test_missing_weights(released, prefix):
     state = golden_state('gumbel')
     save_state(released, {k: v for k, v in state.items() if not k.startswith(prefix)})
-    with pytest.raises(ValueError, match=rf'{prefix}\S* is missing'):
+    with pytest.raises(ValueError, match=rf'Missing key.*"{prefix}\S*"'):
         GumbelVQGANTokenizer(checkpoint=released)
 
 
 def test_wrong_shape(released):
     save_state(released, golden_state('gumbel') | {'quant_conv.bias': torch.zeros(7)})
-    with pytest.raises(ValueError, match=r'quant_conv.bias has shape \(7,\) instead of \(16,\)'):
+    with pytest.raises(ValueError, match=r'quant_conv.bias.*\[7\].*\[16\]'):
         GumbelVQGANTokenizer(checkpoint=released)
 
 

@@ -122,19 +122,15 @@ def test_geometry_agrees_with_what_is_built():
 def test_wrong_files_name_what_is_wrong(tmp_path):
     file = tmp_path / 'vqkd.pth'
     weights = official_file(official_encoder(), file)
-    with pytest.raises(ValueError, match=r'vqkd.pth does not fit VQKD.*n_embed') as error:
+    with pytest.raises(ValueError, match='vqkd.pth: .*VQKDTokenizer') as error:
         VQKDTokenizer(**(TINY | dict(n_embed=25)), checkpoint=file)
-    assert 'quantize.embedding.weight has shape (24, 4) instead of (25, 4)' in str(error.value)
+    assert 'size mismatch for vqkd.quantize.embedding.weight' in str(error.value)
     missing = {k: v for k, v in weights.items() if k != 'encoder.blocks.1.attn.q_bias'}
     torch.save({'model': missing}, file)
-    with pytest.raises(ValueError, match='encoder.layers.1.attn.q_bias is missing'):
+    with pytest.raises(ValueError, match='Missing key.*encoder.layers.1.attn.q_bias'):
         VQKDTokenizer(**TINY, checkpoint=file)
-    torch.save({'model': weights | {'quantize.embedding.weight': torch.zeros(24, 4)}}, file)
-    with pytest.raises(ValueError, match='lengths from 0 to 0'):
-        VQKDTokenizer(**TINY, checkpoint=file)
-    for ask in (VQKDTokenizer, VQKDTokenizer.geometry):
-        with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-            ask(**TINY, checkpoint=tmp_path / 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        VQKDTokenizer(**TINY, checkpoint=tmp_path / 'nowhere.pth')
 
 
 def test_it_cannot_decode():

@@ -239,6 +239,13 @@ def test_hugging_face_folder(tmp_path):
         read_checkpoint(sharded)
 
 
+@pytest.mark.parametrize('text', ['.', '', '..', '/', 'run/..'])
+def test_last_checkpoint_that_names_no_entry_of_the_folder(tmp_path, text):
+    (tmp_path / 'last_checkpoint').write_text(text)
+    with pytest.raises(ValueError, match=r'^[^\n]*last_checkpoint names no checkpoint[^\n]*$'):
+        read_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize('name', ['mp_rank_00_model_states.pt', 'pytorch_model.bin'])
 def test_hostile_folder_runs_nothing(tmp_path, name):
     sentinel = tmp_path / 'sentinel'

@@ -1,9 +1,9 @@
 """Photographs -> batches of two views and masks: Pillow against the pretraining pipeline.
 
-All sides run on one core and draw the same flips, crops and masks. `plain` is Pillow and torchvision
-without a pipeline, `OpenMMLab` the same work as steps of an mmpretrain pipeline. `ours, scaled`
-decodes JPEGs at a part of their size, as the photo config does; its crops are other draws of the
-same distribution.
+All sides run on one core and draw the same flips, crops and masks. `plain` is Pillow and
+torchvision without a pipeline, `OpenMMLab` the same work as steps of an mmpretrain pipeline.
+`ours, scaled` decodes JPEGs at a part of their size, as the photo config does; its crops are other
+draws of the same distribution.
 """
 
 from collections.abc import Callable

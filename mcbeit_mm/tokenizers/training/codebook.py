@@ -30,13 +30,10 @@ class CodeUsage(nn.Module):
         self.histogram.lerp_(counts / total, rate)
         self.grace.sub_(rate)
 
-    def shares(self) -> Tensor:
-        """Return the frequencies (V,) of the codes, which sum to 1."""
-        return self.histogram / self.histogram.sum().clamp_min(1e-12)
-
     def in_use(self) -> Tensor:
         """Return a bool (V,): codes with more than a tenth of their fair share."""
-        return self.shares() > USED_SHARE / len(self.histogram)
+        shares = self.histogram / self.histogram.sum().clamp_min(1e-12)
+        return shares > USED_SHARE / len(shares)
 
     def dead(self) -> Tensor:
         """Return the ids (K,) of codes that are not in use and whose grace is over."""

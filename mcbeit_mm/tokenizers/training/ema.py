@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..base import embed_tokens
-from ..ema_vqgan import EMAVQGAN
+from ..vqgan import EMAVQGAN
 from .codebook import as_vectors, count_codes
 from .trainer import Quantized, VQGANTrainer
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ...layers.blocks import check_choice
 from ..base import embed_tokens
-from ..gumbel_vqgan import GumbelVQGAN
+from ..vqgan import GumbelVQGAN
 from .codebook import scale_for_entropy
 from .trainer import Quantized, VQGANTrainer
+
+START_ENTROPY = 0.5  # of softmax(logits) right after the codes are placed, as a share of ln V
 
 
 @MODELS.register_module()
@@ -23,9 +25,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
     Args:
         temperature: Gumbel-softmax temperature after the warm-up and at the end.
         temperature_schedule: 'exponential', or 'cosine' as taming's LambdaWarmUpCosineScheduler.
-        kl_weight: weight of KL(softmax(logits) || uniform); a pair is a linear schedule.
-        start_entropy: mean entropy of softmax(logits) right after the codes are placed, as a
-            share of ln V.
+        kl_weight: weight of KL(softmax(logits) || uniform).
         kwargs: arguments of `VQGANTrainer`.
     """
 
@@ -36,8 +36,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         *,
         temperature: tuple[float, float] = (1.0, 0.5),
         temperature_schedule: str = 'exponential',
-        kl_weight: float | tuple[float, float] = 1e-4,
-        start_entropy: float = 0.5,
+        kl_weight: float = 1e-4,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -45,7 +44,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         if min(temperature) <= 0:
             raise ValueError(f'Expected positive temperatures, got {temperature}')
         self.temperature, self.temperature_schedule = temperature, temperature_schedule
-        self.kl_weight, self.start_entropy = kl_weight, start_entropy
+        self.kl_weight = kl_weight
 
     def tau(self) -> float:
         """Return the Gumbel-softmax temperature of the current iteration."""
@@ -53,12 +52,6 @@ class GumbelVQGANTrainer(VQGANTrainer):
         if self.temperature_schedule == 'cosine':
             return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
         return start * (end / start) ** progress
-
-    def current_kl_weight(self) -> float:
-        """Return the KL weight of the current iteration."""
-        weight = self.kl_weight
-        start, end = (weight, weight) if isinstance(weight, (int, float)) else weight
-        return start + (end - start) * self.progress()
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Sample codes for fp32 latents (B, D, h, w)."""
@@ -69,7 +62,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         return Quantized(
             embed_tokens(codes, self.vqgan.codebook),
             logits.argmax(dim=1),
-            self.current_kl_weight() * kl,
+            self.kl_weight * kl,
             dict(kl=kl.detach(), temperature=kl.new_tensor(tau)),
         )
 
@@ -78,7 +71,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
         """Initialize with codes (V, D); logits become minus their scaled squared distances."""
         # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2; softmax ignores the last term.
         squared = codes.square().sum(dim=1)
-        scale = scale_for_entropy(2 * vectors[-4096:] @ codes.T - squared, self.start_entropy)
+        scale = scale_for_entropy(2 * vectors[-4096:] @ codes.T - squared, START_ENTROPY)
         proj = self.vqgan.quantize['proj']
         proj.weight.copy_((2 * scale * codes)[:, :, None, None])
         proj.bias.copy_(-scale * squared)

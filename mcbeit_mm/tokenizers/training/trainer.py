@@ -16,17 +16,10 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ...layers.blocks import check_choice
 from ..vqgan import VQGAN
 from .codebook import CodeUsage, as_vectors, count_codes, draw, kmeans
 from .discriminator import adversarial_loss
 from .metrics import psnr
-
-REC_LOSSES = {
-    'l1': F.l1_loss,
-    'l2': F.mse_loss,
-    'l1+l2': lambda a, b: F.l1_loss(a, b) + F.mse_loss(a, b),
-}
 
 
 class Quantized(NamedTuple):
@@ -41,13 +34,17 @@ class Quantized(NamedTuple):
 class VQGANTrainer(BaseModel):
     """Train a VQGAN; inputs are images (B, 3, H, W) in [0, 1].
 
-    Subclasses set `network` and implement `quantize`, `place_codes` and `restart_codes`.
+    Subclasses set `network` and implement
+
+    - `quantize(latents)`: quantize fp32 latents (B, D, h, w) as `Quantized`, autocast disabled;
+    - `place_codes(codes, vectors)`: initialize with codes (V, D), equal on all ranks, found by
+      k-means over vectors (N, D), this rank's;
+    - `restart_codes(ids, codes)`: move the codes `ids` (K,) to `codes` (K, D), equal on all ranks.
 
     Args:
         warmup_iters: autoencoder iterations before k-means places the codes; 0 starts with random
             codes, as taming does.
         total_iters: length of training, the end of all schedules.
-        rec_loss: 'l1', 'l2' or 'l1+l2' on images in [-1, 1].
         perceptual: config of a module that maps two image batches to distances (B,).
         discriminator: config of a module that maps images to logits, positive for real.
         disc_weight: adversarial weight relative to the reconstruction gradient at the last layer.
@@ -64,8 +61,6 @@ class VQGANTrainer(BaseModel):
         embed_dim: int,
         warmup_iters: int,
         total_iters: int,
-        rec_loss: str = 'l1',
-        rec_weight: float = 1.0,
         perceptual: dict | None = None,
         perceptual_weight: float = 1.0,
         discriminator: dict | None = None,
@@ -76,12 +71,13 @@ class VQGANTrainer(BaseModel):
         init_cfg: dict | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        _check_phases(warmup_iters, disc_start if discriminator else 0, total_iters)
-        check_choice('rec_loss', rec_loss, tuple(REC_LOSSES))
+        if not 0 <= warmup_iters < total_iters:
+            raise ValueError(
+                f'Expected 0 <= warmup_iters < total_iters, got {warmup_iters=} {total_iters=}'
+            )
         self.sizes = dict(ddconfig=dict(ddconfig), n_embed=n_embed, embed_dim=embed_dim)
         self.vqgan = self.network(**self.sizes)
         self.warmup_iters, self.total_iters = warmup_iters, total_iters
-        self.rec_loss, self.rec_weight = rec_loss, rec_weight
         self.perceptual = MODELS.build(perceptual) if perceptual else None
         self.perceptual_weight = perceptual_weight
         self.discriminator = MODELS.build(discriminator) if discriminator else None
@@ -103,18 +99,6 @@ class VQGANTrainer(BaseModel):
         span = self.total_iters - self.warmup_iters
         return min(max((int(self.iteration) - self.warmup_iters) / span, 0.0), 1.0)
 
-    def quantize(self, latents: Tensor) -> Quantized:
-        """Quantize fp32 latents (B, D, h, w); called with autocast disabled."""
-        raise NotImplementedError
-
-    def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Initialize with codes (V, D), equal on all ranks; vectors (N, D) are this rank's."""
-        raise NotImplementedError
-
-    def restart_codes(self, ids: Tensor, codes: Tensor) -> None:
-        """Move the codes `ids` (K,) to `codes` (K, D), both equal on all ranks."""
-        raise NotImplementedError
-
     def rank_state(self) -> list[Tensor] | None:
         """Return the latents this rank collected in the warm-up; None afterwards."""
         return [latents.cpu() for latents in self._latents] or None
@@ -134,24 +118,21 @@ class VQGANTrainer(BaseModel):
         return self.predict(x, data_samples) if mode == 'predict' else self.vqgan.encode(x)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the losses of the current phase; x (B, 3, H, W) in [-1, 1]."""
+        """Return the losses of a training iteration; x (B, 3, H, W) in [-1, 1]."""
         latents = self.vqgan.encode_latents(x).float()
-        if self.has_codes or (self.training and self._can_place(latents)):
+        if self.has_codes or self._can_place(latents):
             with torch.autocast(x.device.type, enabled=False):
-                if self.training:
-                    self._prepare_codes(latents)
+                self._prepare_codes(latents)
                 latents, ids, total, logs = self.quantize(latents)
-                if self.training:
-                    self.usage.update(count_codes(ids, self.vqgan.vocab_size))
+                self.usage.update(count_codes(ids, self.vqgan.vocab_size))
             logs = logs | self.usage.logs()
         else:
-            if self.training:
-                self._keep(latents)
+            self._keep(latents)
             total, logs = _zero(self.vqgan.quantize), {}
         images = self.vqgan.decode_latents(latents)
         rec, rec_logs = self._reconstruction(images.float(), x)
         gan, gan_logs = self._adversarial(images, x, rec)
-        self.iteration += self.training
+        self.iteration += 1
         return dict(loss=rec + total + gan, **rec_logs, **logs, **gan_logs)
 
     @torch.no_grad()
@@ -174,15 +155,14 @@ class VQGANTrainer(BaseModel):
         return data_samples
 
     def _reconstruction(self, images: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        rec = REC_LOSSES[self.rec_loss](images, x)
+        rec = F.l1_loss(images, x)
         shown = (images.detach().clamp(-1, 1) + 1) / 2
         logs = dict(rec=rec.detach(), psnr=psnr(shown, (x + 1) / 2).mean())
-        total = self.rec_weight * rec
         if self.perceptual is not None:
             distance = self.perceptual(images, x).float().mean()
-            total = total + self.perceptual_weight * distance
+            rec = rec + self.perceptual_weight * distance
             logs['perceptual'] = distance.detach()
-        return total, logs
+        return rec, logs
 
     def _adversarial(self, images: Tensor, x: Tensor, rec: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """Return generator plus discriminator loss for decoded and real images."""
@@ -226,14 +206,6 @@ class VQGANTrainer(BaseModel):
                 self.restart_codes(dead, draw(as_vectors(latents), len(dead)))
                 self.usage.restart(dead)
                 print_log(f'Restarted {len(dead)} dead codes', 'current')
-
-
-def _check_phases(warmup_iters: int, disc_start: int, total_iters: int) -> None:
-    if not 0 <= warmup_iters < total_iters or not 0 <= disc_start < total_iters:
-        raise ValueError(
-            'Expected 0 <= warmup_iters < total_iters and 0 <= disc_start < total_iters, got '
-            f'{warmup_iters=} {disc_start=} {total_iters=}'
-        )
 
 
 def _zero(module: nn.Module) -> Any:

@@ -30,8 +30,6 @@ def test_names_are_those_of_taming():
 def test_smallest_image(num_layers, size):
     net = PatchDiscriminator(ndf=2, num_layers=num_layers)
     assert net(torch.zeros(2, 3, size, size)).shape == (2, 1, 1, 1)
-    with pytest.raises(ValueError, match=f'{size} px or more.*num_layers'):
-        net(torch.zeros(2, 3, size, size - 1))
     widest = max(m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert widest == 2 * min(2**num_layers, 8)
 
@@ -51,12 +49,6 @@ def test_initial_weights():
     norm = net.main[9]
     assert abs(norm.weight.mean().item() - 1) < 5e-3 and abs(norm.weight.std().item() - 0.02) < 5e-3
     assert not norm.bias.any()
-
-
-@pytest.mark.parametrize('wrong', [dict(num_layers=0), dict(ndf=0)])
-def test_arguments_out_of_range(wrong):
-    with pytest.raises(ValueError, match='num_layers >= 1'):
-        PatchDiscriminator(**wrong)
 
 
 def test_hinge_loss():

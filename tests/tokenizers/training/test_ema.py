@@ -87,8 +87,8 @@ def test_only_the_moving_averages_move_the_codes():
 
 
 def test_loss_is_reconstruction_plus_commitment():
-    losses = trainer(rec_weight=3.0)(pictures(8), mode='loss')
-    expected = 3 * float(losses['rec']) + float(losses['commit'])
+    losses = trainer()(pictures(8), mode='loss')
+    expected = float(losses['rec']) + float(losses['commit'])
     assert float(losses['loss'].detach()) == pytest.approx(expected, rel=1e-6)
 
 

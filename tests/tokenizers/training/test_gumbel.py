@@ -34,11 +34,11 @@ def test_training_improves_and_exports(tmp_path):
 
 
 def test_losses():
-    model = trainer(warmup_iters=2, rec_weight=2.0, kl_weight=0.5)
+    model = trainer(warmup_iters=2, kl_weight=0.5)
     steps(model, 3)
     losses = model(pictures(8), mode='loss')
     assert float(losses['loss'].detach()) == pytest.approx(
-        2 * float(losses['rec']) + 0.5 * float(losses['kl']), rel=1e-5
+        float(losses['rec']) + 0.5 * float(losses['kl']), rel=1e-5
     )
     assert 0 < float(losses['codebook_usage']) <= 1
     assert 1 <= float(losses['perplexity']) <= TINY_VQGAN['n_embed'] + 1e-3
@@ -76,20 +76,17 @@ def test_schedules_are_functions_of_the_iteration(schedule, expected):
         total_iters=20,
         temperature=(1.0, 0.25),
         temperature_schedule=schedule,
-        kl_weight=(0.0, 1e-3),
     )
     model = trainer(**kwargs)
     found = []
     for iteration in (0, 10, 15, 20, 30):
         model.iteration.fill_(iteration)
-        found.append((model.tau(), model.current_kl_weight()))
-    assert [tau for tau, _ in found] == pytest.approx(expected)
-    assert [weight for _, weight in found] == pytest.approx([0, 0, 5e-4, 1e-3, 1e-3])
+        found.append(model.tau())
+    assert found == pytest.approx(expected)
     model.iteration.fill_(13)
     resumed = trainer(**kwargs)
     resumed.load_state_dict(model.state_dict())
     assert resumed.tau() == model.tau() != 1.0
-    assert resumed.current_kl_weight() == model.current_kl_weight()
 
 
 def test_cosine_is_tamings():
@@ -105,20 +102,20 @@ def test_unknown_schedule():
         trainer(temperature_schedule='linear')
 
 
-def placed(share=0.5):
-    model = trainer(start_entropy=share)
+def placed():
+    model = trainer()
     codes, vectors = torch.randn(16, 4), torch.randn(500, 4)
     model.place_codes(codes, vectors)
     return model, codes, vectors
 
 
 def test_logits_of_placed_codes_are_distances():
-    model, codes, vectors = placed(share=0.3)
+    model, codes, vectors = placed()
     with torch.no_grad():
         logits = model.vqgan.token_logits(vectors[:, :, None, None]).flatten(1)
     assert torch.equal(logits.argmax(dim=1), torch.cdist(vectors, codes).argmin(dim=1))
     entropy = torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean()
-    assert float(entropy) == pytest.approx(0.3 * math.log(16), rel=1e-3)
+    assert float(entropy) == pytest.approx(0.5 * math.log(16), rel=1e-3)
     assert torch.equal(model.vqgan.codebook, codes)
 
 

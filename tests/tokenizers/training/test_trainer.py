@@ -35,8 +35,6 @@ def gradients(model):
     [
         (dict(warmup_iters=100), 'warmup_iters=100'),
         (dict(warmup_iters=-1), 'warmup_iters=-1'),
-        (dict(discriminator=DISCRIMINATOR, disc_start=100), 'disc_start=100'),
-        (dict(rec_loss='huber'), "'huber', expected one of .'l1', 'l2', 'l1.l2'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -44,19 +42,14 @@ def test_bad_arguments(kwargs, message):
         build(EMAVQGANTrainer, total_iters=100, **kwargs)
 
 
-@pytest.mark.parametrize('rec_loss', ['l1', 'l2', 'l1+l2'])
-def test_reconstruction_losses_and_psnr(rec_loss):
-    model = build(EMAVQGANTrainer, warmup_iters=5, rec_loss=rec_loss)
+def test_reconstruction_loss_and_psnr():
+    model = build(EMAVQGANTrainer, warmup_iters=5)
     x = 2 * pictures(4) - 1
     losses = model(pictures(4), mode='loss')
     with torch.no_grad():
         images = model.vqgan.decode_latents(model.vqgan.encode_latents(x))
     difference = images - x
-    expected = sum(
-        {'l1': difference.abs().mean(), 'l2': difference.square().mean()}[name]
-        for name in rec_loss.split('+')
-    )
-    assert float(losses['rec']) == pytest.approx(float(expected), rel=1e-5)
+    assert float(losses['rec']) == pytest.approx(float(difference.abs().mean()), rel=1e-5)
     squares = ((images.clamp(-1, 1) - x) / 2).double().square().flatten(1).mean(dim=1)
     psnr = sum(-10 * math.log10(square) for square in squares) / 4
     assert float(losses['psnr']) == pytest.approx(psnr, rel=1e-4)
@@ -180,14 +173,13 @@ def test_warmup_predictions_are_those_of_the_autoencoder(cls):
 
 @BOTH
 @pytest.mark.parametrize('warmup_iters', [0, 2, 50])
-def test_evaluation_changes_no_state(cls, warmup_iters):
+def test_prediction_changes_no_state(cls, warmup_iters):
     """With codes, right before they are placed, and during the warm-up."""
     model = build(cls, warmup_iters, discriminator=DISCRIMINATOR, restart_interval=1)
     steps(model, 2)
     model.eval()
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
-        assert model(pictures(4), mode='loss')['loss'].isfinite()
         model(pictures(4), mode='predict')
     assert len(model._latents) == (2 if warmup_iters else 0)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
