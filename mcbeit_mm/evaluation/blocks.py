@@ -1,7 +1,5 @@
 """Checkpoint + image folder -> accuracy of every block, pretrained and untrained."""
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..weights.fitting import load_state
 from ..weights.reading import read_checkpoint, state_dict_of
 from .features import extract_features, folder_datasets, ordered_loader, score_layers
 
@@ -46,56 +45,49 @@ def evaluate_blocks(
         `data` (sizes), `k`, and `models`, by 'checkpoint' and 'random init': `blocks` with the
         scores of `score_layers`, and per method the `chosen` one, the best on held-out images.
     """
-    if not {'backbone', 'data_preprocessor'} <= set(model):
-        raise ValueError('the model has no backbone (a tokenizer?): expected a pretraining run')
-    weights = {'checkpoint': state_dict_of(read_checkpoint(checkpoint))} if checkpoint else {}
+    if model.get('backbone', {}).get('type') != 'MCBEiTViT':
+        raise ValueError(
+            f'expected a pretraining model with the backbone MCBEiTViT, got {model.get("type")} '
+            f'with {model.get("backbone", {}).get("type")}'
+        )
+    backbones = {'checkpoint': build_backbone(model['backbone'], checkpoint)} if checkpoint else {}
+    if random_init or not checkpoint:
+        backbones['random init'] = build_backbone(model['backbone'])
     views, size = model['data_preprocessor'], img_size or model['backbone'].get('img_size', 224)
     datasets = folder_datasets(
         data, size, views['mean'], views['std'], views.get('to_rgb', False), max_train
     )
-    if random_init or not checkpoint:
-        weights['random init'] = None
-    backbones = {name: build_backbone(model['backbone'], w) for name, w in weights.items()}
+    loaders = [ordered_loader(dataset, batch_size, num_workers) for dataset in datasets]
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     models = {}
     for name, backbone in backbones.items():
-        parts = []
-        for dataset in datasets:
-            start = time.time()
-            loader = ordered_loader(dataset, batch_size, num_workers)
-            parts.append(extract_features(backbone.to(device), loader, device, layers, bf16))
-            print(f'{len(dataset)} images in {time.time() - start:.0f} s', file=sys.stderr)
+        backbone.to(device)
+        parts = [extract_features(backbone, loader, device, layers, bf16) for loader in loaders]
         numbers = range(backbone.num_layers)
         numbers = numbers if layers is None else sorted({numbers[i] for i in layers})
         blocks = dict(zip(numbers, score_layers(*parts, k, device), strict=True))
         chosen = {m: max(blocks, key=lambda i, m=m: blocks[i][f'{m}_held_out']) for m in METHODS}
         models[name] = dict(chosen=chosen, blocks=blocks)
-    sizes = dict(zip(('train', 'val'), map(len, datasets), strict=True))
-    data = dict(root=str(data), **sizes, classes=len(datasets[0].CLASSES))
+    train, val = map(len, datasets)
+    data = dict(root=str(data), train=train, val=val, classes=len(datasets[0].CLASSES))
     return dict(data=data, k=k, models=models)
 
 
-def build_backbone(cfg: Mapping[str, Any], state_dict: Mapping | None) -> nn.Module:
-    """Build an MCBEiTViT; load all `backbone.*` tensors of a state dict, if given."""
-    if cfg['type'] != 'MCBEiTViT':
-        raise ValueError(f'expected the backbone MCBEiTViT, got {cfg["type"]}')
+def build_backbone(cfg: Mapping[str, Any], checkpoint: Path | None = None) -> nn.Module:
+    """Build a backbone; load all its weights from a checkpoint of any known naming, if given."""
     torch.manual_seed(0)
     backbone = MODELS.build(dict(cfg))
-    if state_dict is None:
-        return backbone
-    prefix = 'backbone.'
-    weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    if not weights:
-        raise ValueError(f'the checkpoint has no backbone.* tensors, got {list(state_dict)[:3]}')
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f'the weights do not fit the config: {error}') from error
+    if checkpoint:
+        weights = state_dict_of(read_checkpoint(checkpoint))
+        report = load_state(backbone, weights, min_match=1, source_grid=None)
+        if report.fresh:  # the final norm, which only fine-tuning may initialize
+            raise ValueError(f'{checkpoint}: {report}, expected all tensors of the backbone')
     return backbone
 
 
-def as_markdown(models: Mapping[str, Mapping]) -> str:
-    """Table of `models` of `evaluate_blocks`: a row per block, two columns per model."""
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Table of `evaluate_blocks`: a row per block, two columns per model, and what was measured."""
+    models, data = result['models'], result['data']
     columns = [(model, method) for model in models.values() for method in METHODS]
     titles = [f'{title} ({name})' for name in models for title in METHODS.values()]
     rows = [['block', *titles], ['---:'] * (1 + len(titles))]
@@ -103,4 +95,9 @@ def as_markdown(models: Mapping[str, Mapping]) -> str:
         rows.append([str(number), *(f'{m["blocks"][number][key]:.2f}' for m, key in columns)])
     chosen = [(m['chosen'][key], m['blocks'][m['chosen'][key]][key]) for m, key in columns]
     rows.append(['chosen', *(f'{accuracy:.2f} (block {number})' for number, accuracy in chosen)])
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return (
+        f'{table}\n\nTop-1 in % on {data["val"]} images of {data["classes"]} classes, '
+        f'{data["train"]} for training; k = {result["k"]}. Blocks are chosen on a tenth of the '
+        'training images.'
+    )

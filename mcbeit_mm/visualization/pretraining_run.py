@@ -67,19 +67,14 @@ def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:
-    """Folder of the pictures: `root` or the config's data, its val/ if there is one."""
+    """`root`, by default the folder of the training images, or the val/ in or beside it."""
     if root is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
-        prefix = dataset.get('data_prefix') or ''
-        prefix = prefix if isinstance(prefix, str) else next(iter(prefix.values()))
-        root = Path(dataset.get('data_root') or '', prefix)
-        validation = root.parent / 'val' if root.name == 'train' else root
-    else:
-        validation = root / 'val'
-    for folder in (validation, root):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f'no image folder {root}: set --data')
+        root = Path(dataset.get('data_root') or '', dataset.get('data_prefix') or '')
+        root = root.parent if root.name == 'train' else root
+    if not root.is_dir():
+        raise FileNotFoundError(f'no image folder {root}: set --data')
+    return root / 'val' if (root / 'val').is_dir() else root
 
 
 def load_batches(
@@ -104,20 +99,3 @@ def load_batches(
         data = run.model.data_preprocessor(default_collate(samples))
         batches.append((data['inputs'], torch.stack([s.mask for s in data['data_samples']])))
     return batches
-
-
-def facts(run: PretrainingRun, folder: Path) -> dict[str, str]:
-    """What identifies the run."""
-    model, tokenizer = run.model, run.model.tokenizer.identity
-
-    def millions(module: nn.Module) -> str:
-        return f'{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M'
-
-    return {
-        'command': f'python tools/train.py {run.config_file} --work-dir NEW_DIR',
-        'checkpoint': f'{run.checkpoint_file}, epoch {run.epoch or "unknown"}',
-        'tokenizer': f'{tokenizer["checkpoint"]}, sha256 {tokenizer["sha256"][:12]}',
-        'images of this report': str(folder),
-        'parameters': f'backbone {millions(model.backbone)}, head {millions(model.head)}, '
-        f'tokenizer {millions(model.tokenizer)} (frozen)',
-    }

@@ -12,7 +12,7 @@ from . import pretraining_report
 from .logs import read_scalars
 from .method import method_figure
 from .page import render
-from .pretraining_run import facts, image_folder, load_batches, load_run
+from .pretraining_run import image_folder, load_batches, load_run
 from .transfer_report import transfer_sections
 
 
@@ -56,7 +56,7 @@ def write_report(
         if not isinstance(run.model.tokenizer, CachedTokenizer):  # knows the training crops only
             batches = load_batches(run, folder, num_images)
             last += pretraining_report.picture_sections(run.model, batches, tokenizer_log)
-        last.append(pretraining_report.facts_section(facts(run, folder), scalars))
+        last.append(pretraining_report.facts_section(run, folder, scalars[-1]['step']))
     middle = transfer_sections(transfers, device) if transfers else []
     out = out or work_dir / 'report.html'
     out.write_text(render(title, [*first, *middle, *last]))
