@@ -45,7 +45,7 @@ def method_figure(
     patches = select_patches(shown, 0, count=2)  # the least and the most ambiguous
     choices = dict(zip(COLORS, multi_choice(model, shown, 0, patches, top), strict=False))
     hidden, nothing = shown.mask[0].cpu().numpy(), np.zeros(shown.mask.shape[1:])
-    figure = blank_figure(9.6, 3)
+    figure = blank_figure(9.6, 3.4)
     grid = figure.add_gridspec(2, 5, width_ratios=(1.2, 1.2, 1.9, 0.7, 1.2))
     first, second, last = (figure.add_subplot(grid[:, i]) for i in (0, 1, 4))
     picture = to_uint8(shown.tokenizer_view)[0]
@@ -61,7 +61,7 @@ def method_figure(
     figure.legend(*handles, loc='outside lower center', ncols=3, fontsize=9, frameon=False)
     if decodes:
         show_masked(last, reconstructions(tokenizer, shown)['student'][0], nothing, choices)
-        _label(last, 'reconstruction', "from the student's predictions")
+        _label(last, 'reconstruction', 'by the student')
     else:
         last.set_axis_off()
     return figure
