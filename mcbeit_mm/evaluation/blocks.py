@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..weights.fitting import load_state
 from ..weights.reading import read_checkpoint, state_dict_of
@@ -59,18 +60,30 @@ def evaluate_blocks(
     )
     loaders = [ordered_loader(dataset, batch_size, num_workers) for dataset in datasets]
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    models = {}
-    for name, backbone in backbones.items():
-        backbone.to(device)
-        parts = [extract_features(backbone, loader, device, layers, bf16) for loader in loaders]
-        numbers = range(backbone.num_layers)
-        numbers = numbers if layers is None else sorted({numbers[i] for i in layers})
-        blocks = dict(zip(numbers, score_layers(*parts, k, device), strict=True))
-        chosen = {m: max(blocks, key=lambda i, m=m: blocks[i][f'{m}_held_out']) for m in METHODS}
-        models[name] = dict(chosen=chosen, blocks=blocks)
+    models = {
+        name: measure(backbone.to(device), loaders, layers, k, device, bf16)
+        for name, backbone in backbones.items()
+    }
     train, val = map(len, datasets)
     data = dict(root=str(data), train=train, val=val, classes=len(datasets[0].CLASSES))
     return dict(data=data, k=k, models=models)
+
+
+def measure(
+    backbone: nn.Module,
+    loaders: Sequence[DataLoader],
+    layers: Sequence[int] | None,
+    k: int,
+    device: str,
+    bf16: bool,
+) -> dict[str, Any]:
+    """Scores of the blocks by number, and per method the best one on held-out images."""
+    parts = [extract_features(backbone, loader, device, layers, bf16) for loader in loaders]
+    numbers = range(backbone.num_layers)
+    numbers = numbers if layers is None else sorted({numbers[i] for i in layers})
+    blocks = dict(zip(numbers, score_layers(*parts, k, device), strict=True))
+    chosen = {m: max(blocks, key=lambda i, m=m: blocks[i][f'{m}_held_out']) for m in METHODS}
+    return dict(chosen=chosen, blocks=blocks)
 
 
 def build_backbone(cfg: Mapping[str, Any], checkpoint: Path | None = None) -> nn.Module:

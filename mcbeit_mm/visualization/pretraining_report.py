@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..cached_targets.tokenizer import CachedTokenizer
 from ..evaluation.blocks import METHODS
 from ..mcbeit import MCBEiT
 from . import targets
@@ -12,7 +13,7 @@ from .charts import curves_figure
 from .logs import curves
 from .method import method_figure
 from .page import Section
-from .pretraining_run import PretrainingRun
+from .pretraining_run import PretrainingRun, load_batches
 
 CURVES = {  # logged name -> title
     'loss': 'loss (cross-entropy)',
@@ -33,6 +34,21 @@ TOKENIZER_CURVES = {
     'commit': 'commitment loss',
 }
 MODELS = {'checkpoint': 'pretrained', 'random init': 'untrained'}
+
+
+def pretraining_sections(
+    run: PretrainingRun,
+    folder: Path,
+    scalars: Sequence[Mapping],
+    tokenizer_log: Sequence[Mapping],
+    num_images: int,
+) -> list[Section]:
+    """Curves, pictures of some images of `folder`, and facts; logs as of `read_scalars`."""
+    sections = [curves_section(scalars)]
+    if not isinstance(run.model.tokenizer, CachedTokenizer):  # knows the training crops only
+        batches = load_batches(run, folder, num_images)
+        sections += picture_sections(run.model, batches, tokenizer_log)
+    return [*sections, facts_section(run, folder, scalars[-1]['step'])]
 
 
 def curves_section(scalars: Sequence[Mapping]) -> Section:

@@ -1,4 +1,4 @@
-"""Work dir of a pretraining run -> its model, images and facts."""
+"""Work dir of a pretraining run -> its model and images."""
 
 import copy
 from collections.abc import Sequence
@@ -67,14 +67,16 @@ def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:
-    """`root`, by default the folder of the training images, or the val/ in or beside it."""
-    if root is None:
+    """Folder of the pictures: `root` or the config's training images, rather their val/ if any."""
+    folder = root
+    if folder is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
-        root = Path(dataset.get('data_root') or '', dataset.get('data_prefix') or '')
-        root = root.parent if root.name == 'train' else root
-    if not root.is_dir():
-        raise FileNotFoundError(f'no image folder {root}: set --data')
-    return root / 'val' if (root / 'val').is_dir() else root
+        folder = Path(dataset.get('data_root') or '', dataset.get('data_prefix') or '')
+    train = root is None and folder.name == 'train'
+    for choice in ((folder.parent if train else folder) / 'val', folder):
+        if choice.is_dir():
+            return choice
+    raise FileNotFoundError(f'no image folder {folder}: set --data')
 
 
 def load_batches(

@@ -136,11 +136,14 @@ def test_the_method_in_one_picture(tool, run_dir, tmp_path, monkeypatch):
     assert sorted(run_dir.iterdir()) == before  # no report
 
 
-def test_pictures_come_from_the_given_folder(run_dir):
+def test_pictures_come_from_the_given_folder(run_dir, tmp_path):
     data = run_dir.parent / 'data'
     cfg = Config.fromfile(run_dir / 'tiny.py')
     assert image_folder(cfg) == image_folder(cfg, data) == data / 'val'
     assert image_folder(cfg, data / 'train') == data / 'train'
+    (tmp_path / 'train').mkdir()
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    assert image_folder(cfg) == tmp_path / 'train'  # there is no val/
 
 
 def test_mistakes_are_one_line(tool, run_dir, tmp_path, monkeypatch, capsys):
