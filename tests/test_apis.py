@@ -1,4 +1,4 @@
-"""Scores of a checkpoint's blocks against the functions behind them."""
+"""Scores of a checkpoint's blocks against the functions behind them; refused models."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ import torch
 from mmengine.config import Config
 from tiny_features import CONFIG, make_checkpoint, write_stripes
 
+from mcbeit_mm.apis import evaluate_features
 from mcbeit_mm.checkpoint import convert
 from mcbeit_mm.evaluation import features
-from mcbeit_mm.evaluation.blocks import as_markdown, build_backbone, evaluate_blocks
+from mcbeit_mm.evaluation.blocks import as_markdown, build_backbone
 
+METHODS = ('knn', 'linear')
 QUICK = dict(num_workers=0, k=5, device='cpu', batch_size=8)
 
 
@@ -27,11 +29,11 @@ def config(tmp_path_factory):
 
 def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
     backbone = make_checkpoint(tmp_path / 'epoch_1.pth', config)
-    model = Config.fromfile(config).model
-    result = evaluate_blocks(model, tmp_path / 'epoch_1.pth', folder, random_init=True, **QUICK)
+    (tmp_path / 'run.py').write_text(CONFIG)
+    result = evaluate_features(tmp_path, data=folder, random_init=True, **QUICK)
+    views = Config.fromfile(config).model.data_preprocessor
     assert result['data'] == dict(root=str(folder), train=42, val=18, classes=3)
 
-    views = model.data_preprocessor
     datasets = features.folder_datasets(folder, 32, views.mean, views.std)
     loaders = [features.ordered_loader(d, batch_size=8, num_workers=0) for d in datasets]
     parts = [features.extract_features(backbone, loader, 'cpu') for loader in loaders]
@@ -62,14 +64,9 @@ def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
     assert rows[4][1] == f'{found["blocks"][choice]["knn"]:.2f} (block {choice})'
 
 
-METHODS = ('knn', 'linear')
-
-
 def test_random_weights_and_one_layer(folder, config):
-    model = Config.fromfile(config).model
-    last, second = (
-        evaluate_blocks(model, None, folder, layers=[i], **QUICK)['models'] for i in (-1, 1)
-    )
+    options = dict(data=folder, config=config, **QUICK)
+    last, second = (evaluate_features('random', layers=[i], **options)['models'] for i in (-1, 1))
     assert last == second and list(last) == ['random init']
     assert list(last['random init']['blocks']) == [1]
 
@@ -93,17 +90,15 @@ def test_random_weights_and_one_layer(folder, config):
 )
 def test_unfit_checkpoints(tmp_path, folder, config, changes, message):
     make_checkpoint(tmp_path / 'bad.pth', config, **changes)
-    model = Config.fromfile(config).model
     with pytest.raises(ValueError, match=f'(?s){message}'):
-        evaluate_blocks(model, tmp_path / 'bad.pth', folder, **QUICK)
+        evaluate_features(tmp_path / 'bad.pth', data=folder, config=config, **QUICK)
 
 
 def test_a_config_that_does_not_fit(tmp_path, folder, config):
     make_checkpoint(tmp_path / 'epoch_1.pth', config)
-    model = Config.fromfile(config).model
-    model.backbone.arch.feedforward_channels = 64
+    (tmp_path / 'wider.py').write_text(CONFIG.replace('channels=32', 'channels=64'))
     with pytest.raises(ValueError, match='only 82% of the backbone') as error:
-        evaluate_blocks(model, tmp_path / 'epoch_1.pth', folder, **QUICK)
+        evaluate_features(tmp_path, data=folder, **QUICK)
     assert 'blocks.0.mlp.fc1.weight (32, 16), expected (64, 16)' in str(error.value)
 
 
@@ -117,15 +112,18 @@ def test_a_config_that_does_not_fit(tmp_path, folder, config):
 )
 def test_options_out_of_range(folder, config, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_blocks(Config.fromfile(config).model, None, folder, **(QUICK | options))
+        evaluate_features('random', data=folder, config=config, **(QUICK | options))
 
 
-def test_other_models_are_refused(folder):
-    tokenizer = dict(type='GumbelVQGANTrainer')
-    classifier = dict(type='ImageClassifier', backbone=dict(type='ResNet'))
-    for model, message in ((tokenizer, 'VQGANTrainer with None'), (classifier, 'er with ResNet')):
-        with pytest.raises(ValueError, match=f'expected a pretraining model .*got .*{message}'):
-            evaluate_blocks(model, None, folder)
+def test_other_models_are_refused(tmp_path, folder):
+    models = dict(
+        tokenizer="type='GumbelVQGANTrainer'", resnet="type='A', backbone=dict(type='ResNet')"
+    )
+    messages = dict(tokenizer='GumbelVQGANTrainer with None', resnet='A with ResNet')
+    for name, model in models.items():
+        (tmp_path / f'{name}.py').write_text(f'model = dict({model})')
+        with pytest.raises(ValueError, match=f'expected a model .*got {messages[name]}'):
+            evaluate_features('random', data=folder, config=tmp_path / f'{name}.py')
 
 
 def test_a_bare_backbone_of_other_names_is_measured(tmp_path, config):
