@@ -48,7 +48,6 @@ def commands(out: Path, data: Path, precision: str) -> dict[str, dict[str, list]
     pretrain, scores = out / 'pretrain', out / 'features.json'
     evaluate = ['evaluate_features.py', pretrain, '--random-init', '--max-train', '1000']
     report = ['report.py', pretrain, '--features', scores, '--tokenizer-dir', out / 'tokenizer']
-    report += ['--max-val', '100']  # of 400, to save time
     transfers = {}
     for task in TASKS:
         config, options = f'mcbeit_vit-micro-p16_{task}', ['model.backbone.init_cfg=None']

@@ -33,7 +33,6 @@ def parse_args() -> argparse.Namespace:
         dest='transfers',
         help='work dirs of one transfer, from pretrained weights and from scratch; once per task',
     )
-    add('--max-val', type=int, help=argparse.SUPPRESS)  # of old command lines; has no effect
     add('--out', type=Path, help='default: WORK_DIR/report.html')
     add('--method-figure', type=Path, metavar='PNG', help='write only a picture of the method')
     add('--num-images', type=int, default=256, help='to measure the tokenizer (%(default)s)')
@@ -53,10 +52,8 @@ def main() -> None:
         from mcbeit_mm.visualization import report
 
         options = vars(args)
-        figure, _ = options.pop('method_figure'), options.pop('max_val')
-        if figure:
-            shared = ('checkpoint', 'data', 'device', 'cfg_options')
-            shared = {name: options[name] for name in shared}
+        if figure := options.pop('method_figure'):
+            shared = {key: options[key] for key in ('checkpoint', 'data', 'device', 'cfg_options')}
             out = report.write_method_figure(args.work_dir, figure, **shared)
         else:
             out = report.write_report(**options)

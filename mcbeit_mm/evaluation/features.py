@@ -8,7 +8,6 @@ block to quote is chosen on held-out training images, never on the test set.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -194,25 +193,18 @@ def held_out_split(labels: Tensor) -> tuple[Tensor, Tensor]:
     return order[~held_out], order[held_out]
 
 
-class ProbeResult(NamedTuple):
-    """Accuracies of a linear probe in percent, and the L2 strength chosen."""
-
-    accuracy: float
-    held_out: float
-    strength: float
-
-
 def linear_probe(
     train_feats: Tensor,
     train_labels: Tensor,
     test_feats: Tensor,
     test_labels: Tensor,
     strengths: Sequence[float] = STRENGTHS,
-) -> ProbeResult:
-    """Test accuracy of logistic regression on features (N, D) standardized by the training set.
+) -> tuple[float, float, float]:
+    """Accuracy of logistic regression on features (N, D) standardized by the training set.
 
     The L2 strength is the first of the best on a held-out tenth of the training set; the
-    classifier is then refitted on all of it.
+    classifier is then refitted on all of it. Returns the accuracies on the test and the held-out
+    set in percent, and the strength.
     """
     num_classes = int(train_labels.max()) + 1
 
@@ -228,7 +220,7 @@ def linear_probe(
     held_out = [accuracy(strength, *parts) for strength in strengths]
     best = int(np.argmax(held_out))
     score = accuracy(strengths[best], (train_feats, train_labels), (test_feats, test_labels))
-    return ProbeResult(score, held_out[best], strengths[best])
+    return score, held_out[best], strengths[best]
 
 
 def score_layers(
@@ -240,17 +232,11 @@ def score_layers(
     scores = []
     for feats, test_feats in zip(train['feats'], test['feats'], strict=True):
         feats, test_feats = feats.to(device), test_feats.to(device)
-        knn = dict(
-            knn=knn_accuracy(feats, labels, test_feats, test_labels, k),
-            knn_held_out=knn_accuracy(*(x[i] for i in parts for x in (feats, labels)), k),
-        )
+        knn = knn_accuracy(feats, labels, test_feats, test_labels, k)
+        knn_held_out = knn_accuracy(*(x[i] for i in parts for x in (feats, labels)), k)
         probe = linear_probe(feats, labels, test_feats, test_labels)
+        names = ('linear', 'linear_held_out', 'linear_strength')
         scores.append(
-            dict(
-                **knn,
-                linear=probe.accuracy,
-                linear_held_out=probe.held_out,
-                linear_strength=probe.strength,
-            )
+            dict(knn=knn, knn_held_out=knn_held_out, **dict(zip(names, probe, strict=True)))
         )
     return scores

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -37,6 +37,26 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
             'run of tools/train.py'
         )
     return [steps[step] for step in sorted(steps)]
+
+
+def curves(
+    logs: Mapping[str, Sequence[Mapping]], titles: Mapping[str, str]
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Panels for `curves_figure`: title -> name of the log -> points (step, value).
+
+    `titles` maps logged names to titles; those that no log has are left out. ValueError if none is
+    left.
+    """
+    panels = {}
+    for key, title in titles.items():
+        if any(key in entry for log in logs.values() for entry in log):
+            panels[title] = {
+                name: [(entry['step'], entry[key]) for entry in log if key in entry]
+                for name, log in logs.items()
+            }
+    if not panels:
+        raise ValueError(f'the log has none of {", ".join(titles)}')
+    return panels
 
 
 def _in_steps(entries: Iterable[dict], step: int) -> list[dict]:

@@ -44,4 +44,5 @@ def render(title: str, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     env.filters['png'] = data_uri
+    env.globals['zip'] = zip
     return env.get_template('report.html.j2').render(title=title, sections=sections)

@@ -1,4 +1,4 @@
-"""Work dir of a pretraining run -> its model, images and facts."""
+"""Work dir of a pretraining run -> its model and images."""
 
 import copy
 from collections.abc import Sequence
@@ -67,19 +67,16 @@ def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:
-    """Folder of the pictures: `root` or the config's data, its val/ if there is one."""
-    if root is None:
+    """Folder of the pictures: `root` or the config's training images, rather their val/ if any."""
+    folder = root
+    if folder is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
-        prefix = dataset.get('data_prefix') or ''
-        prefix = prefix if isinstance(prefix, str) else next(iter(prefix.values()))
-        root = Path(dataset.get('data_root') or '', prefix)
-        validation = root.parent / 'val' if root.name == 'train' else root
-    else:
-        validation = root / 'val'
-    for folder in (validation, root):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f'no image folder {root}: set --data')
+        folder = Path(dataset.get('data_root') or '', dataset.get('data_prefix') or '')
+    train = root is None and folder.name == 'train'
+    for choice in ((folder.parent if train else folder) / 'val', folder):
+        if choice.is_dir():
+            return choice
+    raise FileNotFoundError(f'no image folder {folder}: set --data')
 
 
 def load_batches(
@@ -104,20 +101,3 @@ def load_batches(
         data = run.model.data_preprocessor(default_collate(samples))
         batches.append((data['inputs'], torch.stack([s.mask for s in data['data_samples']])))
     return batches
-
-
-def facts(run: PretrainingRun, folder: Path) -> dict[str, str]:
-    """What identifies the run."""
-    model, tokenizer = run.model, run.model.tokenizer.identity
-
-    def millions(module: nn.Module) -> str:
-        return f'{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M'
-
-    return {
-        'command': f'python tools/train.py {run.config_file} --work-dir NEW_DIR',
-        'checkpoint': f'{run.checkpoint_file}, epoch {run.epoch or "unknown"}',
-        'tokenizer': f'{tokenizer["checkpoint"]}, sha256 {tokenizer["sha256"][:12]}',
-        'images of this report': str(folder),
-        'parameters': f'backbone {millions(model.backbone)}, head {millions(model.head)}, '
-        f'tokenizer {millions(model.tokenizer)} (frozen)',
-    }

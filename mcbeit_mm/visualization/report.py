@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from ..cached_targets.tokenizer import CachedTokenizer
 from ..tokenizers.training.metrics import psnr
-from . import pretraining_report
 from .logs import read_scalars
 from .method import method_figure
 from .page import render
-from .pretraining_run import facts, image_folder, load_batches, load_run
+from .pretraining_report import features_section, pretraining_sections
+from .pretraining_run import image_folder, load_batches, load_run
 from .transfer_report import transfer_sections
 
 
@@ -42,24 +41,19 @@ def write_report(
         num_images: to measure the tokenizer.
         device: default: 'cuda' if available, else 'cpu'.
     """
-    device = device or default_device()
-    title, first, last = 'Transfer', [], []
+    device, title, sections = device or default_device(), 'Transfer', []
+    if features:
+        sections.append(features_section(_read_json(features)))
+    if transfers:
+        sections += transfer_sections(transfers, device)
     if work_dir:
-        if features:
-            first = [pretraining_report.features_section(_read_json(features))]
         scalars = read_scalars(work_dir)
         tokenizer_log = read_scalars(tokenizer_dir) if tokenizer_dir else []
         run = load_run(work_dir, checkpoint, device, cfg_options)
-        title = f'mc-BEiT pretraining: {run.config_file.stem}'
-        folder = image_folder(run.cfg, data)
-        last = [pretraining_report.curves_section(scalars)]
-        if not isinstance(run.model.tokenizer, CachedTokenizer):  # knows the training crops only
-            batches = load_batches(run, folder, num_images)
-            last += pretraining_report.picture_sections(run.model, batches, tokenizer_log)
-        last.append(pretraining_report.facts_section(facts(run, folder), scalars))
-    middle = transfer_sections(transfers, device) if transfers else []
+        title, folder = f'mc-BEiT pretraining: {run.config_file.stem}', image_folder(run.cfg, data)
+        sections += pretraining_sections(run, folder, scalars, tokenizer_log, num_images)
     out = out or work_dir / 'report.html'
-    out.write_text(render(title, [*first, *middle, *last]))
+    out.write_text(render(title, sections))
     return out
 
 
@@ -87,7 +81,7 @@ def write_method_figure(
 
 
 def default_device() -> str:
-    """'cuda' if available, else 'cpu'."""
+    """Return 'cuda' if available, else 'cpu'."""
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 

@@ -50,11 +50,9 @@ def predict(model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor) -> Prediction
 def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, np.ndarray]:
     """Pictures (B, H, W, 3) uint8 by name: inputs, decoded tokens, decoded predictions.
 
-    The student's codes replace the tokenizer's at masked patches only. 'student, average' decodes
-    the student's probabilities instead of its best code.
+    The student's probabilities replace the tokenizer's codes at masked patches only.
     """
     mask, codes = prediction.mask, prediction.token_logits.argmax(dim=1)
-    mixed = torch.where(mask, prediction.student_logits.argmax(dim=1), codes)
     known = F.one_hot(codes, tokenizer.vocab_size).permute(0, 3, 1, 2).float()
     probs = torch.where(mask.unsqueeze(1), prediction.student_logits.float().softmax(dim=1), known)
     stride = tokenizer.stride
@@ -63,8 +61,7 @@ def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, n
         'original': prediction.tokenizer_view,
         'masked': torch.where(hidden, 0.5, prediction.tokenizer_view),
         'tokenizer': tokenizer.decode(codes),
-        'student, best code': tokenizer.decode(mixed),
-        'student, average': tokenizer.decode(probs),
+        'student': tokenizer.decode(probs),
     }
     return {name: to_uint8(images) for name, images in pictures.items()}
 
@@ -87,7 +84,7 @@ class MultiChoice:
 
 @torch.no_grad()
 def multi_choice(
-    model: MCBEiT, prediction: Prediction, image: int, patches: Sequence[int], top: int = 8
+    model: MCBEiT, prediction: Prediction, image: int, patches: Sequence[int], top: int
 ) -> list[MultiChoice]:
     """Targets of some patches (flat indices) of one image with the head's tau, omega, tau_affinity.
 
@@ -108,7 +105,7 @@ def multi_choice(
     return choices
 
 
-def select_patches(prediction: Prediction, image: int, count: int = 3) -> list[int]:
+def select_patches(prediction: Prediction, image: int, count: int) -> list[int]:
     """Masked patches (flat indices), from least to most ambiguous for the tokenizer."""
     probs = soft_probs(prediction.token_logits[image : image + 1], 1.0)[0]
     entropy = torch.special.entr(probs).sum(dim=-1)

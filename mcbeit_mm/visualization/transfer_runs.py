@@ -1,27 +1,25 @@
 """Work dir of a transfer run -> what it logged: curves, last validation, numbers per class."""
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from torch import Tensor
 
 from ..config import launch
 from .logs import newest, read_scalars
 
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation', 'mmdet': 'detection'}
-METRICS = {  # task -> logged name -> (title, factor to percent)
-    'classification': {'accuracy/top1': ('top-1', 1)},
-    'segmentation': {'mIoU': ('mIoU', 1)},
-    'detection': {'coco/bbox_mAP': ('box AP', 100), 'coco/segm_mAP': ('mask AP', 100)},
+METRICS = {  # task -> logged name -> title
+    'classification': {'accuracy/top1': 'top-1'},
+    'segmentation': {'mIoU': 'mIoU'},
+    'detection': {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'},
 }
 RECALLS = r'recall_classwise: \[(.*?)\]'  # by SingleLabelMetric(average=None)
 IOU_TABLE = r'per class results:.*?\n((?:[+|][^\n]*\n)+)'  # by IoUMetric
-CONFUSION = r'confusion_matrix/result:\s*tensor\((\[\[.*?\]\])\)'  # by ConfusionMatrix
+PRECISION = re.compile('coco/(.+)_precision')  # by CocoMetric(classwise=True)
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class TransferRun:
 
     @cached_property
     def scalars(self) -> list[dict]:
-        """What the run logged; empty if nothing."""
-        try:
-            return read_scalars(self.folder)
-        except FileNotFoundError:
-            return []
+        """Logged values, all metrics in percent."""
+        return [
+            {key: 100 * value if key.startswith('coco/') else value for key, value in entry.items()}
+            for entry in read_scalars(self.folder)
+        ]
 
     @property
     def task(self) -> str:
@@ -61,14 +59,10 @@ class TransferRun:
         loaded = self.cfg.get('load_from') and not self.cfg.get('resume')
         return bool(self.cfg.model.backbone.get('init_cfg') or loaded)
 
-    def metrics(self) -> dict[str, float]:
-        """Last logged validation, title -> percent, without metrics that were never logged."""
-        return {
-            title: factor * entry[name]
-            for entry in self.scalars
-            for name, (title, factor) in METRICS[self.task].items()
-            if name in entry
-        }
+    @property
+    def last(self) -> dict[str, float]:
+        """Last logged value of each name."""
+        return {key: value for entry in self.scalars for key, value in entry.items()}
 
     def per_class(self) -> dict[str, float]:
         """Percent of each class in the last validation; empty if the metrics log none.
@@ -79,17 +73,9 @@ class TransferRun:
             values = self._last_logged(RECALLS)
             return {str(i): float(v) for i, v in enumerate(values.split(','))} if values else {}
         if self.task == 'segmentation':
-            lines = [line for line in self._last_logged(IOU_TABLE).splitlines() if '|' in line]
-            head, *rows = [[cell.strip() for cell in x.strip('|').split('|')] for x in lines or '|']
-            return {row[0]: float(row[head.index('IoU')]) for row in rows}
-        name = re.compile('coco/(.+)_precision')
-        entry = {key: value for entry in self.scalars for key, value in entry.items()}
-        return {found[1]: 100 * v for key, v in entry.items() if (found := name.fullmatch(key))}
-
-    def confusion(self) -> Tensor | None:
-        """Last confusion matrix, truth in rows; None if missing or abbreviated in the log."""
-        text = self._last_logged(CONFUSION)
-        return torch.tensor(json.loads(text)) if text and '...' not in text else None
+            return _iou_column(self._last_logged(IOU_TABLE).splitlines())
+        matches = {PRECISION.fullmatch(key): value for key, value in self.last.items()}
+        return {match[1]: value for match, value in matches.items() if match}
 
     def _last_logged(self, pattern: str) -> str:
         """Group of the last match in the logs, '' if there is none."""
@@ -97,3 +83,9 @@ class TransferRun:
             if found := re.findall(pattern, file.read_text(), re.DOTALL):
                 return found[-1]
         return ''
+
+
+def _iou_column(table: Sequence[str]) -> dict[str, float]:
+    """Class -> IoU from the lines of IoUMetric's table."""
+    rows = [[cell.strip() for cell in x.strip('|').split('|')] for x in table if '|' in x]
+    return {row[0]: float(row[rows[0].index('IoU')]) for row in rows[1:]}

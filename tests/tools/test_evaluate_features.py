@@ -87,9 +87,8 @@ def test_untrained_weights_and_one_layer(tmp_path, folder, config, call):
 @pytest.mark.parametrize(
     'args, message',
     [
-        (['random', '--config', 'CONFIG'], 'no image folder: set --data ROOT or MCBEIT_DATA'),
-        (['random', '--data', 'x'], "'random' needs --config"),
-        (['FILE', '--data', 'x'], 'needs --config; only a work dir has its own'),
+        (['random', '--data', 'x'], "'random' needs a config (--config)"),
+        (['FILE', '--data', 'x'], 'needs a config (--config): only a work dir has one'),
         (['none.pth', '--data', 'x'], 'no checkpoint none.pth'),
         (['random', '--config', 'tiny.py', '--data', 'x'], 'no config file tiny.py'),
         (['random', '--config', 'CONFIG', '--data', 'x'], 'no folder x/train'),
@@ -106,3 +105,9 @@ def test_mistakes_are_one_line(tmp_path, folder, config, call, args, message):
     assert (code, out) == (2, '')
     (line,) = [line for line in err.split('\n') if line.startswith('error: ')]
     assert message in line
+
+
+def test_without_an_image_folder_the_usage_is_shown(config, call):
+    code, out, err = call('random', '--config', config)
+    assert (code, out) == (2, '')
+    assert 'the following arguments are required: --data' in err

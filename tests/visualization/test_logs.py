@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mcbeit_mm.visualization.logs import newest, read_scalars
+from mcbeit_mm.visualization.logs import curves, newest, read_scalars
 
 
 def write(work_dir, timestamp, entries, tail=''):
@@ -92,3 +92,11 @@ def test_a_resumed_run_that_begins_with_its_knn(tmp_path):
     write(tmp_path, '20260101_000100', [dict(knn_top1=40.0, step=4)])
     merged = read_scalars(tmp_path)
     assert merged[3] == dict(step=4, loss=4.1, epoch=1, knn_top1=40.0)
+
+
+def test_curves_by_title_and_log():
+    logs = {'a': [dict(step=1, x=5.0), dict(step=2, y=6.0)], 'b': [dict(step=3, y=7.0)]}
+    panels = curves(logs, {'y': 'Y', 'x': 'X', 'z': 'Z'})
+    assert panels == {'Y': {'a': [(2, 6.0)], 'b': [(3, 7.0)]}, 'X': {'a': [(1, 5.0)], 'b': []}}
+    with pytest.raises(ValueError, match='the log has none of z, loss'):
+        curves(logs, {'z': 'Z', 'loss': 'L'})

@@ -5,7 +5,7 @@ import pytest
 from html_page import Page
 from jinja2 import UndefinedError
 
-from mcbeit_mm.visualization.charts import usage_figure
+from mcbeit_mm.visualization.charts import curves_figure
 from mcbeit_mm.visualization.page import Section, render
 
 
@@ -13,7 +13,7 @@ def test_text_is_escaped_and_pictures_come_back():
     picture = np.random.randint(0, 255, (5, 7, 3), dtype=np.uint8)
     sections = [
         Section('facts', 'A > B', dict(rows=[['<i>', 'a < b & c']])),
-        Section('reconstructions', 'two', dict(pictures={'"quoted"': [picture]}, count=1)),
+        Section('reconstructions', 'two', dict(pictures={'"quoted"': [picture]})),
     ]
     page = Page(render('<title>', sections))
     np.testing.assert_array_equal(page.pictures[0], picture)
@@ -24,7 +24,7 @@ def test_text_is_escaped_and_pictures_come_back():
 
 
 def test_charts_are_embedded_and_only_pngs_are_linked():
-    chart = usage_figure(np.array([3, 1]))
+    chart = curves_figure({'loss': {'run': [(1, 2.0)]}}, 'iteration')
     page = Page(render('x', [Section('curves', 'curves', dict(chart=chart, names='loss'))]))
     assert page.pictures[0].shape[:2] == (275, 1056)  # inches times dpi
     assert [link[:14] for link in page.links] == ['#s1', 'data:image/png']

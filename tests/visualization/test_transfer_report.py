@@ -14,12 +14,7 @@ from mcbeit_mm.visualization.report import write_report
 from mcbeit_mm.visualization.transfer_runs import METRICS, TransferRun
 
 DETECTION = {'coco/bbox_mAP': 0.251, 'coco/segm_mAP': 0.125}
-TITLES = {'classification': 'top-1', 'segmentation': 'mIoU', 'detection': 'mask AP'}
 NUM_CLASSES = {'classification': 10, 'segmentation': 11, 'detection': 10}
-
-
-def compare(*folders):
-    return transfer_report.compare([TransferRun(folder) for folder in folders])
 
 
 def page_of(*sections):
@@ -35,7 +30,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp('transfer')
 
 
-@pytest.fixture(scope='module', params=TITLES)
+@pytest.fixture(scope='module', params=METRICS)
 def real(request, root):
     """Task, work dirs and report of two real runs."""
     torch.manual_seed(0)
@@ -48,15 +43,12 @@ def test_the_report_of_real_runs(real):
     task, folders, page = real
     assert page.titles == ['Transfer', task.capitalize()]
     run = TransferRun(folders[0])
-    assert list(run.metrics()) == [title for title, _ in METRICS[task].values()]
-    value = f'{run.metrics()[TITLES[task]]:.1f}'
-    assert f'{task}: {TITLES[task]}|{value}|{value}|+0.0' in rows(page)
-    assert 'only the\ninitial weights differ' in page.text
-    for problem in ('differ in more', 'no validation', 'no checkpoint', 'no numbers per class'):
+    (*_, (key, title)) = METRICS[task].items()
+    value = f'{run.last[key]:.1f}'
+    assert f'{task}: {title}|{value}|{value}|+0.0' in rows(page)
+    for problem in ('differ in more', 'no numbers per class'):
         assert problem not in page.text
-    pictures = 3 * 5  # truth and two models
-    charts = 2 + 2 * (task == 'classification')  # curves, classes; confusions
-    assert len(page.pictures) == pictures + charts
+    assert len(page.pictures) == 3 * 5 + 1  # truth and two models, curves
     truth, pretrained, scratch = (page.pictures[i : i + 5] for i in (0, 5, 10))
     for i in range(5):
         np.testing.assert_array_equal(pretrained[i], scratch[i])  # copies, drawn the same
@@ -64,90 +56,84 @@ def test_the_report_of_real_runs(real):
 
 
 def test_numbers_per_class_of_real_logs_agree_with_the_metric(real):
-    task, folders, _ = real
+    task, folders, page = real
     run = TransferRun(folders[0])
-    values = list(run.per_class().values())
+    values = run.per_class()
     assert len(values) == NUM_CLASSES[task]
-    if task == 'classification':
-        matrix = run.confusion().double()
-        np.testing.assert_allclose(values, 100 * matrix.diagonal() / matrix.sum(1), rtol=1e-4)
-        assert matrix.sum() == 10  # all validation images
-        top1 = 100 * matrix.trace() / matrix.sum()
-        assert run.metrics()['top-1'] == pytest.approx(top1.item(), rel=1e-4)
-        return
+    (*_, key) = METRICS[task]
+    assert run.last[key] == pytest.approx(np.nanmean(list(values.values())), abs=0.06)
+    name, value = next((n, v) for n, v in values.items() if v == v)
+    assert f'{name}|{value:.1f}|{value:.1f}|+0.0' in rows(page)
     if task == 'segmentation':
-        assert list(run.per_class())[:2] == ['background', 'digit_0'] and np.nansum(values) > 0
-    assert run.metrics()[TITLES[task]] == pytest.approx(np.nanmean(values), abs=0.06)
+        assert list(values)[:2] == ['background', 'digit_0'] and np.nansum([*values.values()]) > 0
 
 
-@pytest.fixture
-def comparisons(tmp_path):
-    """Segmentation from pretrained weights and from scratch, detection without the latter's AP."""
-    return [
-        compare(
-            write_run(tmp_path / 'a', 'mmseg', {'mIoU': 33.25}),
-            write_run(tmp_path / 'b', 'mmseg', {'mIoU': 40.0}, pretrained=False),
-        ),
-        compare(
-            write_run(tmp_path / 'c', 'mmdet', DETECTION),
-            write_run(tmp_path / 'd', 'mmdet', {}, pretrained=False),
-        ),
+def test_table_holds_the_last_validations(tmp_path):
+    tasks = [  # detection from scratch was never validated
+        transfer_report.named_runs(folders)
+        for folders in (
+            [
+                write_run(tmp_path / 'a', 'mmseg', {'mIoU': 33.25}),
+                write_run(tmp_path / 'b', 'mmseg', {'mIoU': 40.0}, pretrained=False),
+            ],
+            [
+                write_run(tmp_path / 'c', 'mmdet', DETECTION),
+                write_run(tmp_path / 'd', 'mmdet', {}, pretrained=False),
+            ],
+        )
     ]
-
-
-def test_table_holds_the_last_validations(comparisons):
-    found = rows(page_of(transfer_report.table_section(comparisons)))
+    page = page_of(transfer_report.table_section(tasks))
+    found = rows(page)
     assert 'last validation, %|pretrained|from scratch|difference' in found
     assert 'segmentation: mIoU|33.2|40.0|-6.8' in found  # scratch may win
-    assert 'detection: box AP|25.1|missing|missing' in found
-    assert 'detection: mask AP|12.5|missing|missing' in found
-    assert 'detection, from scratch: no validation in the log' in found
-
-
-def test_what_is_missing_is_stated(comparisons):
-    page = page_of(transfer_report.task_section(comparisons[1], 'cpu'))  # there is no checkpoint
-    assert 'from scratch: no validation in the log' in page.texts
-    for name in ('pretrained', 'from scratch'):
-        assert any(text.startswith(f'{name}: no checkpoint') for text in page.texts)
-    assert 'no numbers per class' in page.text
-    assert len(page.pictures) == 1  # the curves
+    assert 'detection: box AP|25.1|–|–' in found
+    assert 'detection: mask AP|12.5|–|–' in found
+    assert 'Not a fair comparison' not in page.text
 
 
 def test_unequal_runs_are_called_unfair(tmp_path):
-    runs = [
+    folders = [
         write_run(tmp_path / 'a', 'mmseg', {'mIoU': 1.0}),
         write_run(tmp_path / 'b', 'mmseg', {'mIoU': 1.0}, train_cfg=dict(max_iters=20)),
     ]
-    found = compare(*runs)
-    assert list(found.runs) == ['a', 'b']  # both pretrained: named after their folders
-    (problem,) = found.problems
-    assert 'differ in more than the initial weights: train_cfg.max_iters' in problem
+    runs = transfer_report.named_runs(folders)
+    assert list(runs) == ['a', 'b']  # both pretrained: named after their folders
+    section = transfer_report.table_section([runs])
+    assert section.values['changed'] == ['segmentation: train_cfg.max_iters']
+    assert '(segmentation: train_cfg.max_iters)' in page_of(section).text
     other = write_run(tmp_path / 'c', 'mmdet', {})
     with pytest.raises(ValueError, match='can only compare runs of the same task'):
-        compare(runs[0], other)
+        transfer_report.named_runs([folders[0], other])
 
 
 def test_the_start_of_a_run_is_no_difference(tmp_path):
-    runs = [
-        write_run(tmp_path / 'a', 'mmseg', {'mIoU': 1.0}, work_dir='a', load_from='x.pth'),
-        write_run(tmp_path / 'b', 'mmseg', {'mIoU': 1.0}, work_dir='b', pretrained=False),
-    ]
-    found = compare(*runs)
-    assert found.fair and not found.problems and list(found.runs) == ['pretrained', 'from scratch']
+    runs = transfer_report.named_runs(
+        [
+            write_run(tmp_path / 'a', 'mmseg', {'mIoU': 1.0}, work_dir='a', load_from='x.pth'),
+            write_run(tmp_path / 'b', 'mmseg', {'mIoU': 1.0}, work_dir='b', pretrained=False),
+        ]
+    )
+    assert list(runs) == ['pretrained', 'from scratch']
+    assert not transfer_report.table_section([runs]).values['changed']
 
 
-def test_many_classes_are_cut_to_those_that_differ_most(tmp_path):
-    names = [f'coco/c{i}_precision' for i in range(100)]
-    folders = [
-        write_run(tmp_path / 'a', 'mmdet', dict.fromkeys(names, 0.5)),
-        write_run(tmp_path / 'b', 'mmdet', {n: i / 100 for i, n in enumerate(names)}),
+def test_each_class_is_a_row(tmp_path):
+    validations = (
+        {'coco/cat_precision': 0.5, 'coco/dog_precision': float('nan')},
+        {'coco/cat_precision': 0.25, 'coco/emu_precision': 0.1},
+    )
+    runs = [write_run(tmp_path / str(i), 'mmdet', v) for i, v in enumerate(validations)]
+    assert transfer_report.class_rows(transfer_report.named_runs(runs)) == [
+        ['cat', '50.0', '25.0', '+25.0'],
+        ['dog', '–', '–', '–'],
+        ['emu', '–', '10.0', '–'],
     ]
-    values = transfer_report.draw_classes(compare(*folders))
-    assert (values['shown'], values['omitted']) == (24, 76)
-    (axes,) = values['classes'].axes
-    shown = [int(label.get_text()[1:]) for label in axes.get_xticklabels()]
-    assert shown == sorted(shown) and set(range(12)) <= set(shown)  # 0.5 away, or nearly
-    assert all(abs(i - 50) >= 38 for i in shown)
+
+
+def test_a_run_without_checkpoint_is_refused(tmp_path):
+    runs = transfer_report.named_runs([write_run(tmp_path / 'a', 'mmdet', DETECTION)])
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        transfer_report.task_section(runs, 'cpu')
 
 
 def test_segmentation_is_painted_in_the_colors_of_the_data_set(tmp_path):

@@ -1,4 +1,4 @@
-"""Scores of a checkpoint's blocks against the functions behind them."""
+"""Scores of a checkpoint's blocks against the functions behind them; refused models."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,12 @@ import torch
 from mmengine.config import Config
 from tiny_features import CONFIG, make_checkpoint, write_stripes
 
+from mcbeit_mm.apis import evaluate_features
+from mcbeit_mm.checkpoint import convert
 from mcbeit_mm.evaluation import features
-from mcbeit_mm.evaluation.blocks import as_markdown, build_backbone, evaluate_blocks
+from mcbeit_mm.evaluation.blocks import as_markdown, build_backbone
 
+METHODS = ('knn', 'linear')
 QUICK = dict(num_workers=0, k=5, device='cpu', batch_size=8)
 
 
@@ -26,11 +29,11 @@ def config(tmp_path_factory):
 
 def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
     backbone = make_checkpoint(tmp_path / 'epoch_1.pth', config)
-    model = Config.fromfile(config).model
-    result = evaluate_blocks(model, tmp_path / 'epoch_1.pth', folder, random_init=True, **QUICK)
+    (tmp_path / 'run.py').write_text(CONFIG)
+    result = evaluate_features(tmp_path, data=folder, random_init=True, **QUICK)
+    views = Config.fromfile(config).model.data_preprocessor
     assert result['data'] == dict(root=str(folder), train=42, val=18, classes=3)
 
-    views = model.data_preprocessor
     datasets = features.folder_datasets(folder, 32, views.mean, views.std)
     loaders = [features.ordered_loader(d, batch_size=8, num_workers=0) for d in datasets]
     parts = [features.extract_features(backbone, loader, 'cpu') for loader in loaders]
@@ -45,7 +48,9 @@ def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
     untrained = result['models']['random init']['blocks']
     assert untrained != found['blocks']
 
-    table = as_markdown(result['models']).split('\n')
+    table, _, note = as_markdown(result).rpartition('\n\n')
+    assert note.startswith('Top-1 in % on 18 images of 3 classes, 42 for training; k = 5.')
+    table = table.split('\n')
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table]
     assert rows[0][1:] == [
         f'{method} ({name})'
@@ -59,14 +64,9 @@ def test_scores_equal_the_library_and_the_table(tmp_path, folder, config):
     assert rows[4][1] == f'{found["blocks"][choice]["knn"]:.2f} (block {choice})'
 
 
-METHODS = ('knn', 'linear')
-
-
 def test_random_weights_and_one_layer(folder, config):
-    model = Config.fromfile(config).model
-    last, second = (
-        evaluate_blocks(model, None, folder, layers=[i], **QUICK)['models'] for i in (-1, 1)
-    )
+    options = dict(data=folder, config=config, **QUICK)
+    last, second = (evaluate_features('random', layers=[i], **options)['models'] for i in (-1, 1))
     assert last == second and list(last) == ['random init']
     assert list(last['random init']['blocks']) == [1]
 
@@ -76,27 +76,29 @@ def test_random_weights_and_one_layer(folder, config):
     [
         (
             dict(without=['backbone.norm.bias', 'backbone.cls_token']),
-            r'the weights do not fit the config: .*Missing.*"cls_token", .*"norm.bias"',
+            'only 97% of the backbone .*expected at least 100%.*1 missing: cls_token; .*norm.bias',
+        ),
+        (
+            dict(without=['backbone.norm.bias']),
+            '36 of 37 .*1 fresh: norm.bias; .*expected all tensors of the backbone',
         ),
         (
             dict(entries=dict(state_dict={'cls_token': torch.zeros(1)})),
-            r"has no backbone.\* tensors, got \['cls_token'\]",
+            r'only 0% of the backbone',
         ),
     ],
 )
 def test_unfit_checkpoints(tmp_path, folder, config, changes, message):
     make_checkpoint(tmp_path / 'bad.pth', config, **changes)
-    model = Config.fromfile(config).model
     with pytest.raises(ValueError, match=f'(?s){message}'):
-        evaluate_blocks(model, tmp_path / 'bad.pth', folder, **QUICK)
+        evaluate_features(tmp_path / 'bad.pth', data=folder, config=config, **QUICK)
 
 
 def test_a_config_that_does_not_fit(tmp_path, folder, config):
     make_checkpoint(tmp_path / 'epoch_1.pth', config)
-    model = Config.fromfile(config).model
-    model.backbone.arch.feedforward_channels = 64
+    (tmp_path / 'wider.py').write_text(CONFIG.replace('channels=32', 'channels=64'))
     with pytest.raises(ValueError, match='only 82% of the backbone') as error:
-        evaluate_blocks(model, tmp_path / 'epoch_1.pth', folder, **QUICK)
+        evaluate_features(tmp_path, data=folder, **QUICK)
     assert 'blocks.0.mlp.fc1.weight (32, 16), expected (64, 16)' in str(error.value)
 
 
@@ -110,11 +112,23 @@ def test_a_config_that_does_not_fit(tmp_path, folder, config):
 )
 def test_options_out_of_range(folder, config, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_blocks(Config.fromfile(config).model, None, folder, **(QUICK | options))
+        evaluate_features('random', data=folder, config=config, **(QUICK | options))
 
 
-def test_other_models_are_refused(folder):
-    with pytest.raises(ValueError, match='has no backbone'):
-        evaluate_blocks(dict(type='GumbelVQGANTrainer'), None, folder)
-    with pytest.raises(ValueError, match='expected the backbone MCBEiTViT, got ResNet'):
-        build_backbone(dict(type='ResNet'), None)
+def test_other_models_are_refused(tmp_path, folder):
+    models = dict(
+        tokenizer="type='GumbelVQGANTrainer'", resnet="type='A', backbone=dict(type='ResNet')"
+    )
+    messages = dict(tokenizer='GumbelVQGANTrainer with None', resnet='A with ResNet')
+    for name, model in models.items():
+        (tmp_path / f'{name}.py').write_text(f'model = dict({model})')
+        with pytest.raises(ValueError, match=f'expected a model .*got {messages[name]}'):
+            evaluate_features('random', data=folder, config=tmp_path / f'{name}.py')
+
+
+def test_a_bare_backbone_of_other_names_is_measured(tmp_path, config):
+    backbone = make_checkpoint(tmp_path / 'epoch_1.pth', config)
+    torch.save(convert(backbone.state_dict(), to='hf'), tmp_path / 'hf.pth')
+    built = build_backbone(Config.fromfile(config).model.backbone, tmp_path / 'hf.pth')
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor), name
