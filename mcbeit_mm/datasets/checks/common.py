@@ -1,9 +1,9 @@
 """Shared by the checks of all layouts: the report, finding images, opening each of them."""
 
 import os
-import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,17 +14,12 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
-from ..images import JPEG, BadImageError, open_image, read_image
+from ..images import BadImageError, open_image, read_image
 
 # What mmpretrain's CustomDataset reads; it skips other files.
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
-MODES = {
-    'CMYK': 'CMYK image (converted to RGB)',
-    'P': 'palette image (converted to RGB)',
-    'PA': 'palette image (converted to RGB)',
-    'RGBA': 'image with transparency (dropped)',
-    'LA': 'image with transparency (dropped)',
-}
+ODD_NAME = 'control character, undecodable byte or outer space in a file name (rename it)'
+ALPHA = 'image with transparency (dropped)'
 DEEP = '16-bit or float image (16-bit: the high byte is used; float: refused)'
 ROTATED = 'EXIF rotation (applied: masks and boxes must match the rotated image)'
 
@@ -53,6 +48,18 @@ class Report:
         """Add a note on something that does not break a run."""
         self.notes.setdefault(kind, []).extend(places)
 
+    def add(
+        self,
+        errors: dict[str, Iterable] | None = None,
+        notes: dict[str, Iterable] | None = None,
+        prefix: str = '',
+    ) -> None:
+        """Add the kinds that concern any place; `prefix` goes before each kind."""
+        for known, found in ((self.errors, errors), (self.notes, notes)):
+            for kind, places in (found or {}).items():
+                if places := [str(place) for place in places]:
+                    known.setdefault(prefix + kind, []).extend(places)
+
     def text(self, examples: int | None = 3) -> str:
         """Format the report with up to `examples` places per kind; None: all, one per line."""
         lines = list(self.facts)
@@ -71,6 +78,11 @@ class Report:
         return '\n'.join(lines)
 
 
+def repeated(values: Iterable) -> list:
+    """Return the values that occur more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
 def list_files(folder: str | Path) -> list[str]:
     """Return the sorted paths of all files below `folder`, relative to it, following links."""
     found = []
@@ -82,21 +94,23 @@ def list_files(folder: str | Path) -> list[str]:
 
 def list_images(folder: Path, report: Report) -> list[str]:
     """Return the images below `folder` that the data sets read; report other and odd names."""
-    images = []
-    for name in list_files(folder):
-        place = f'{folder.name}/{name}'
-        if os.path.basename(name).startswith('.'):
-            report.note('hidden file: skipped', place)
-        elif not name.lower().endswith(EXTENSIONS):
-            report.note('not an image by its extension: skipped', place)
-        else:
-            images.append(name)
-            if not name.isprintable() or any(part != part.strip() for part in name.split('/')):
-                report.error(
-                    'control character, undecodable byte or outer space in a file name (rename it)',
-                    repr(place),
-                )
+    files = list_files(folder)
+    hidden = [name for name in files if os.path.basename(name).startswith('.')]
+    images = [name for name in files if name.lower().endswith(EXTENSIONS)]
+    images = sorted(set(images) - set(hidden))
+    report.add(
+        errors={ODD_NAME: [repr(f'{folder.name}/{name}') for name in images if _is_odd(name)]},
+        notes={
+            'not an image by its name or extension: skipped': [
+                f'{folder.name}/{name}' for name in sorted(set(files) - set(images))
+            ]
+        },
+    )
     return images
+
+
+def _is_odd(name: str) -> bool:
+    return not name.isprintable() or any(part != part.strip() for part in name.split('/'))
 
 
 def inspect_image(path: str, fast: bool = False) -> ImageInfo:
@@ -105,7 +119,7 @@ def inspect_image(path: str, fast: bool = False) -> ImageInfo:
         with open(path, 'rb') as file, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # broken EXIF
             image = open_image(file)
-            notes = tuple(_notes(path, image))
+            notes = tuple(_notes(image))
             if not fast:
                 file.seek(0)
                 read_image(file.read(), enough_pixels=1)  # decodes all of a JPEG, but at 1/8
@@ -120,14 +134,11 @@ def inspect_image(path: str, fast: bool = False) -> ImageInfo:
         return ImageInfo(error=f'damaged image: {error!r}')
 
 
-def _notes(path: str, image: Image.Image) -> Iterator[str]:
-    if image.mode in MODES:
-        yield MODES[image.mode]
+def _notes(image: Image.Image) -> Iterator[str]:
+    if image.mode in ('RGBA', 'LA', 'PA'):
+        yield ALPHA
     elif image.mode[0] in 'IF':
         yield DEEP
-    kind = 'JPEG' if image.format in JPEG else image.format
-    if kind != Image.registered_extensions().get(Path(path).suffix.lower()):
-        yield f'{kind} content under another extension (read by its content)'
     exif = Image.Image.getexif(image)  # PNG's own method would decode the image
     if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
         yield ROTATED
@@ -145,30 +156,21 @@ def map_files(function: Callable, paths: list, workers: int = 1, progress: bool 
 
 def inspect_images(
     folder: Path, names: list[str], report: Report, fast: bool = False, **running
-) -> dict[str, ImageInfo]:
-    """Open the files `folder`/name, report their problems; return the usable ones by name.
+) -> dict[str, tuple[int, int]]:
+    """Open the files `folder`/name, report their problems; return the sizes of the usable ones.
 
     Args:
         running: `workers` and `progress` of `map_files`.
     """
     paths = [os.path.join(folder, name) for name in names]
-    usable = {}
-    for name, info in zip(
-        names, map_files(partial(inspect_image, fast=fast), paths, **running), strict=True
-    ):
+    infos = map_files(partial(inspect_image, fast=fast), paths, **running)
+    sizes = {}
+    for name, info in zip(names, infos, strict=True):
         place = f'{folder.name}/{name}'
         if info.error:
             kind, _, detail = info.error.partition(': ')
             report.error(kind, f'{place} ({detail})' if detail else place)
-            continue
-        usable[name] = info
-        for note in info.notes:
-            report.note(note, place)
-    if usable:
-        sides = zip(*(info.size for info in usable.values()), strict=True)
-        extremes = [f'{min(s)} / {statistics.median_low(s)} / {max(s)}' for s in sides]
-        report.facts.append(
-            f'{folder.name}: width {extremes[0]}, height {extremes[1]} pixels '
-            '(smallest / median / largest)'
-        )
-    return usable
+        else:
+            sizes[name] = info.size
+            report.add(notes={note: [place] for note in info.notes})
+    return sizes

@@ -32,12 +32,7 @@ def check_dataset(
 
 
 def check_folder(root: str | Path, **reading) -> Report:
-    """Check a tree of unlabeled images, as pretraining and tokenizer training take it.
-
-    Args:
-        root: folder with images at any depth.
-        reading: `fast`, `workers` and `progress`.
-    """
+    """Check a tree of unlabeled images, as pretraining and tokenizer training take it."""
     root, report = Path(root), Report()
     names = list_images(root, report)
     report.facts.append(f'{len(names)} images')
