@@ -1,44 +1,34 @@
 """Check images and masks in the ADE20K layout."""
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .common import Report, inspect_images, list_files, list_images, map_files, repeated
+from .common import Opened, Report, inspect_image, list_files, list_images, open_files, repeated
 
 SPLITS = ('training', 'validation')
 IGNORED = {0, 255}  # what mmseg ignores (0 unless it is a class)
 
 
-class MaskInfo(NamedTuple):
-    """An opened mask: (width, height) and its ids; `error` is empty if it is usable."""
-
-    size: tuple[int, int] = (0, 0)
-    ids: frozenset[int] = frozenset()
-    error: str = ''
-
-
-def inspect_mask(path: str, fast: bool = False) -> MaskInfo:
+def inspect_mask(path: str, fast: bool = False) -> Opened:
     """Open a mask as mmseg does (Pillow, unchanged) and find its ids, unless `fast`."""
     try:
         with Image.open(path) as mask:
             if (channels := len(mask.getbands())) > 1:
-                return MaskInfo(
-                    error=f'mask with {channels} channels ({mask.mode}): expected one channel of '
+                return Opened(
+                    error=f'mask with {channels} channels ({mask.mode}), expected one channel of '
                     'class ids; turn colors into ids first'
                 )
             if mask.format != 'PNG':
-                return MaskInfo(error=f'{mask.format} mask: expected PNG')
-            ids = [] if fast else np.unique(np.asarray(mask)).tolist()
+                return Opened(error=f'{mask.format} mask, expected PNG')
+            ids = [] if fast else np.unique(np.asarray(mask)).astype(int).tolist()
     except Exception as error:  # Pillow's plugins raise anything
-        return MaskInfo(error=f'mask that cannot be read ({type(error).__name__})')
+        return Opened(error=f'mask that cannot be read ({type(error).__name__})')
     if ids and not 0 <= ids[0] <= ids[-1] <= 255:
-        return MaskInfo(error='mask with ids outside 0..255: mmseg reads 8 bits')
-    return MaskInfo(mask.size, frozenset(map(int, ids)))
+        return Opened(error='mask with ids outside 0..255, mmseg reads 8 bits')
+    return Opened(mask.size, frozenset(ids))
 
 
 def check_ade20k(
@@ -70,76 +60,59 @@ def check_ade20k(
 
 
 def _check_split(
-    images: Path, masks: Path, labels: dict[int, str], report: Report, fast: bool = False, **running
+    images: Path, masks: Path, labels: dict[int, str], report: Report, **reading
 ) -> None:
-    names = list_images(images, report)
-    mask_of = _pair(images, masks, names, report)
-    report.facts.append(f'{images.name}: {len(names)} images, {len(mask_of)} with a mask')
-    sizes = inspect_images(images, names, report, fast, **running)
-    paths = [os.path.join(masks, mask) for mask in mask_of.values()]
-    opened = map_files(partial(inspect_mask, fast=fast), paths, **running)
-    seen: set[int] = set()
-    for (image, mask), info in zip(mask_of.items(), opened, strict=True):
-        place = f'annotations/{masks.name}/{mask}'
-        if info.error:
-            report.error(info.error, place)
-            continue
-        if (size := sizes.get(image, info.size)) != info.size:
-            detail = f'{place} {_text(info.size)}, image {_text(size)}'
-            report.error('mask and image differ in size', detail)
-        if info.ids:
-            seen |= info.ids
-            _check_ids(place, info.ids, labels, report)
-    if seen:
-        _check_absent(images.name, seen, labels, report)
+    split, names = images.name, list_images(images, report)
+    mask_of = _pair(split, names, masks, report)
+    report.facts.append(f'{split}: {len(names)} images, {len(mask_of)} with a mask')
+    image_infos = open_files(inspect_image, images, names, report, **reading)
+    mask_infos = open_files(inspect_mask, masks, list(mask_of.values()), report, **reading)
+    differing = []
+    for image, mask in mask_of.items():
+        if image in image_infos and mask in mask_infos:
+            size, mask_size = image_infos[image].size, mask_infos[mask].size
+            if size != mask_size:
+                differing.append(f'{split}/{mask} {_text(mask_size)}, image {_text(size)}')
+    report.error('mask and image differ in size', differing)
+    ids = {f'{split}/{mask}': info.ids for mask, info in mask_infos.items() if info.ids}
+    if ids:
+        _check_ids(split, ids, labels, report)
 
 
 def _text(size: tuple[int, int]) -> str:
     return f'{size[0]} x {size[1]}'
 
 
-def _pair(images: Path, masks: Path, names: list[str], report: Report) -> dict[str, str]:
+def _pair(split: str, names: list[str], masks: Path, report: Report) -> dict[str, str]:
     """Map image names to mask names, each relative to its folder."""
     existing = {name for name in list_files(masks) if not os.path.basename(name).startswith('.')}
     stems = {name: os.path.splitext(name)[0] for name in names}
     mask_of = {name: f'{stem}.png' for name, stem in stems.items() if f'{stem}.png' in existing}
     unpaired = sorted(existing - set(mask_of.values()))
-    where = f'annotations/{masks.name}'
-    report.add(
-        errors={
-            'two images for one mask': [f'{images.name}/{x}' for x in repeated(stems.values())],
-            'image without a mask': [
-                f'images/{images.name}/{name}' for name in names if name not in mask_of
-            ],
-            'mask without an image': [f'{where}/{x}' for x in unpaired if x.endswith('.png')],
-        },
-        notes={
-            'file among the masks that is not a .png: skipped': [
-                f'{where}/{x}' for x in unpaired if not x.endswith('.png')
-            ],
-            'image that is no .jpg: the ADE20K data set leaves it out, set img_suffix': [
-                f'images/{images.name}/{name}' for name in names if not name.endswith('.jpg')
-            ],
-        },
+    report.error('two images for one mask', [f'{split}/{x}' for x in repeated(stems.values())])
+    report.error('image without a mask', [f'{split}/{x}' for x in names if x not in mask_of])
+    report.error('file without an image among the masks', [f'{split}/{x}' for x in unpaired])
+    report.note(
+        'image that is no .jpg: the ADE20K data set leaves it out, set img_suffix',
+        [f'{split}/{x}' for x in names if not x.endswith('.jpg')],
     )
     return mask_of
 
 
-def _check_ids(place: str, ids: frozenset[int], labels: dict[int, str], report: Report) -> None:
-    if unknown := sorted(ids - set(labels) - IGNORED):
-        ignored = '255 is' if 0 in labels else '0 and 255 are'
-        report.error(
-            f'mask with ids outside {min(labels)}..{max(labels)} ({ignored} ignored)',
-            f'{place}: {", ".join(map(str, unknown[:5]))}',
-        )
-    if not ids & set(labels):
-        report.note('mask without any class', place)
-
-
-def _check_absent(split: str, seen: set[int], labels: dict[int, str], report: Report) -> None:
+def _check_ids(
+    split: str, ids: dict[str, frozenset[int]], labels: dict[int, str], report: Report
+) -> None:
+    known, seen = set(labels), set().union(*ids.values())
+    unknown = {place: sorted(found - known - IGNORED) for place, found in ids.items()}
+    ignored = '255 is' if 0 in labels else '0 and 255 are'
+    report.error(
+        f'mask with ids outside {min(labels)}..{max(labels)} ({ignored} ignored)',
+        [f'{place}: {found}' for place, found in unknown.items() if found],
+    )
+    report.note('mask without any class', [x for x, found in ids.items() if not found & known])
     absent = [i for i in labels if i not in seen]
-    report.add(notes={f'{split}: class that never occurs': [labels[i] for i in absent]})
-    if 0 not in labels and 0 in seen and absent[-1:] == [max(labels)]:
+    report.note(f'{split}: class that never occurs', [labels[i] for i in absent])
+    if 0 in seen - known and absent[-1:] == [max(labels)]:
         report.note(
             f'{split}: id 0 occurs and id {max(labels)} does not. If 0 is one of your classes, '
             'use --zero-is-class here and reduce_zero_label=False in the config'

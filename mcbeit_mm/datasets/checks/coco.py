@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import Report, inspect_images, list_images, repeated
+from .common import Opened, Report, inspect_image, list_images, open_files, repeated
 
 SPLITS = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
 KEYS = {
@@ -32,12 +32,12 @@ def check_coco(
             continue
         content = _read_json(root / file, report)
         names = list_images(root / folder, report)
-        sizes = inspect_images(root / folder, names, report, **reading)
+        opened = open_files(inspect_image, root / folder, names, report, **reading)
         if content is None:
             continue
         prefix = f'{Path(file).stem}: '
         _check_entries(prefix, content, report)
-        _check_images(prefix, content['images'], names, sizes, report)
+        _check_images(prefix, content['images'], names, opened, report)
         _check_annotations(prefix, content, report)
         _check_categories(prefix, content, report)
         categories.append([(c['id'], c['name']) for c in content['categories']])
@@ -71,7 +71,7 @@ def _check_entries(prefix: str, content: dict[str, list], report: Report) -> Non
             report.error(f'{prefix}{dropped} {kind} without all of {", ".join(keys)}')
         content[kind] = complete
         ids = [entry['id'] for entry in complete]
-        report.add({f'id given to several {kind}': repeated(ids)}, prefix=prefix)
+        report.error(f'{prefix}id given to several {kind}', repeated(ids))
         if kind == 'annotations' and 0 in ids:
             report.note(
                 f'{prefix}annotation id 0, which pycocotools takes for "no match": start ids at 1'
@@ -79,52 +79,39 @@ def _check_entries(prefix: str, content: dict[str, list], report: Report) -> Non
 
 
 def _check_images(
-    prefix: str,
-    images: list[dict],
-    names: list[str],
-    sizes: dict[str, tuple[int, int]],
-    report: Report,
+    prefix: str, images: list[dict], names: list[str], opened: dict[str, Opened], report: Report
 ) -> None:
-    listed = [image['file_name'] for image in images]
-    wrong_size = []
+    listed, wrong_size = [image['file_name'] for image in images], []
     for image in images:
         stated = image['width'], image['height']
-        if (size := sizes.get(image['file_name'], stated)) != stated:
+        size = opened[image['file_name']].size if image['file_name'] in opened else stated
+        if size != stated:
             text = f'{stated[0]} x {stated[1]}, image {size[0]} x {size[1]}'
             wrong_size.append(f'{image["file_name"]}: {text}')
-    report.add(
-        errors={
-            'file given to several images': repeated(listed),
-            'image that is not in its folder': sorted(set(listed) - set(names)),
-            'size in the file differs from that of the image (after EXIF rotation)': wrong_size,
-        },
-        notes={
-            'image in the folder that the file leaves out: not used': sorted(
-                set(names) - set(listed)
-            )
-        },
-        prefix=prefix,
+    report.error(f'{prefix}file given to several images', repeated(listed))
+    report.error(f'{prefix}image that is not in its folder', sorted(set(listed) - set(names)))
+    report.error(
+        f'{prefix}size in the file differs from that of the image (after EXIF rotation)', wrong_size
+    )
+    report.note(
+        f'{prefix}image in the folder that the file leaves out: not used',
+        sorted(set(names) - set(listed)),
     )
 
 
 def _check_annotations(prefix: str, content: dict[str, list], report: Report) -> None:
-    images = {image['id']: image for image in content['images']}
+    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
     categories = {category['id'] for category in content['categories']}
     for annotation in content['annotations']:
-        place, problems = f'annotation {annotation["id"]}', {}
-        if (category := annotation['category_id']) not in categories:
-            problems['unknown category id'] = category
-        image = images.get(annotation['image_id'])
-        if image is None:
-            problems['unknown image id'] = annotation['image_id']
-        else:
-            size, box = (image['height'], image['width']), annotation['bbox']
-            problems[box_problem(box, size)] = f'{box} in {size[1]} x {size[0]}'
-            problems[mask_problem(annotation.get('segmentation'), size)] = 'segmentation'
-            if not box_problem(box, size) and min(box[2:]) < 1:
-                report.note(f'{prefix}box below one pixel, which mmdet leaves out', place)
-        errors = {kind: [f'{place}: {value}'] for kind, value in problems.items() if kind}
-        report.add(errors, prefix=prefix)
+        box, size = annotation['bbox'], sizes.get(annotation['image_id'])
+        problems = [
+            annotation['category_id'] not in categories and 'unknown category id',
+            size is None and 'unknown image id',
+            size and box_problem(box, size),
+            size and mask_problem(annotation.get('segmentation'), size),
+        ]
+        for problem in filter(None, problems):
+            report.error(prefix + problem, [f'annotation {annotation["id"]}'])
 
 
 def _check_categories(prefix: str, content: dict[str, list], report: Report) -> None:
@@ -137,7 +124,7 @@ def _check_categories(prefix: str, content: dict[str, list], report: Report) -> 
         f'training leaves out), {len(annotations)} annotations, {len(names)} categories'
     )
     unused = sorted(str(name) for i, name in names.items() if i not in used)
-    report.add(notes={'category without annotations': unused}, prefix=prefix)
+    report.note(f'{prefix}category without annotations', unused)
     if len(names) != 80:
         report.note(
             f'{prefix}{len(names)} categories, not the 80 of COCO: the config needs their names '

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .ade20k import check_ade20k
 from .coco import check_coco
-from .common import EXTENSIONS, Report, inspect_images, list_images
+from .common import EXTENSIONS, Report, inspect_image, list_images, open_files
 from .imagenet import check_imagenet
 
 
@@ -38,7 +38,7 @@ def check_folder(root: str | Path, **reading) -> Report:
     report.facts.append(f'{len(names)} images')
     if not names:
         report.error(f'no image ({", ".join(EXTENSIONS)}) below {root}')
-    inspect_images(root, names, report, **reading)
+    open_files(inspect_image, root, names, report, **reading)
     return report
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .common import Report, inspect_images, list_images, repeated
+from .common import Report, inspect_image, list_images, open_files, repeated
 
 SPLITS = ('train', 'val')
 IMAGENET = dict(train=1_281_167, val=50_000)  # images of ImageNet-1k
@@ -60,7 +60,10 @@ def check_imagenet(
     if all(map(names.get, SPLITS)):
         _compare_splits(*names.values(), report)
     layout_is_right = not report.errors
-    usable = {s: inspect_images(root / s, found[s], report, **reading) for s in found}
+    usable = {
+        split: open_files(inspect_image, root / split, images, report, **reading)
+        for split, images in found.items()
+    }
     if write_lists and layout_is_right:
         readable = {split: [s for s in samples[split] if s[0] in usable[split]] for split in names}
         _write_lists(Path(write_lists), readable, names, report)
@@ -108,22 +111,18 @@ def _check_folders(folder: Path, images: list[str], report: Report) -> None:
             f'of the development kit), or give a list of "path label" lines (--{split}-list)'
         )
     elif flat:
-        report.note(f'image outside the class folders of {split}/: skipped', *flat)
+        report.note(f'image outside the class folders of {split}/: skipped', flat)
     empty = sorted(classes - {_class_of(name) for name in images})
     kind = 'class folder without images (it takes a label: fill it or delete it)'
-    report.add({kind: [f'{split}/{name}' for name in empty]})
+    report.error(kind, [f'{split}/{name}' for name in empty])
 
 
 def _check_list(split: str, samples: Samples, images: list[str], report: Report) -> None:
     paths = [path for path, _ in samples]
-    report.add(
-        errors={
-            f'no such file below {split}/ (paths start below it)': sorted(set(paths) - set(images)),
-            'path given more than once': sorted(repeated(paths)),
-        },
-        notes={'image that is left out: not used': sorted(set(images) - set(paths))},
-        prefix=f'{split} list: ',
-    )
+    missing, unlisted = sorted(set(paths) - set(images)), sorted(set(images) - set(paths))
+    report.error(f'{split} list: no such file below {split}/ (paths start below it)', missing)
+    report.error(f'{split} list: path given more than once', sorted(repeated(paths)))
+    report.note(f'image that the {split} list leaves out: not used', unlisted)
     labels = sorted({label for _, label in samples})
     if labels != list(range(len(labels))):
         first = f'; labels start at {labels[0]}, subtract it' if labels[0] else ''
@@ -146,12 +145,10 @@ def _name_labels(samples: Samples, order: list[str] | None, split: str, report: 
             mixed.append(f'{label} = {", ".join(sorted(found))}')
         elif order and names[label] != ordered:
             differing.append(label)
-    errors = {
-        'one label for several folders': mixed,
-        'folder differs from the label order': differing,
-        'several labels for one folder': sorted(repeated(filter(None, names.values()))),
-    }
-    report.add(errors, prefix=f'{split} list: ')
+    shared = sorted(repeated(filter(None, names.values())))
+    report.error(f'{split} list: one label for several folders', mixed)
+    report.error(f'{split} list: folder differs from the label order', differing)
+    report.error(f'{split} list: several labels for one folder', shared)
     return names
 
 
@@ -183,7 +180,7 @@ def _check_classes(
 def _compare_splits(train: Names, val: Names, report: Report) -> None:
     known = [set(names.values()) - {''} for names in (train, val)]
     if all(known) and known[0] != known[1]:
-        report.error('class in train/ or val/ only', *sorted(known[0] ^ known[1]))
+        report.error('class in train/ or val/ only', sorted(known[0] ^ known[1]))
     elif len(train) != len(val):
         report.error(f'train has {len(train)} classes, val {len(val)}')
     elif all(known) and train != val:

@@ -46,14 +46,17 @@ def test_missing_pairs(root):
     (root / 'images/training/a.jpg').rename(root / 'images/training/c.jpg')
     report = check_ade20k(root)
     assert report.errors == {
-        'image without a mask': ['images/training/c.jpg'],
-        'mask without an image': ['annotations/training/a.png'],
+        'image without a mask': ['training/c.jpg'],
+        'file without an image among the masks': ['training/a.png'],
     }
     (root / 'annotations/training/b.png').rename(root / 'annotations/training/b.jpg')
     (root / 'annotations/training/.DS_Store').touch()
     report = check_ade20k(root)
-    assert list(report.notes) == ['file among the masks that is not a .png: skipped']
-    assert 'images/training/b.jpg' in report.errors['image without a mask']
+    assert 'training/b.jpg' in report.errors['image without a mask']
+    assert report.errors['file without an image among the masks'] == [
+        'training/a.png',
+        'training/b.jpg',
+    ]
 
 
 def test_missing_folder(root):
@@ -64,7 +67,7 @@ def test_missing_folder(root):
 def test_size_mismatch(root):
     put_mask(root, 'a.png', np.ones((4, 3)))
     (place,) = check_ade20k(root).errors['mask and image differ in size']
-    assert place == 'annotations/training/a.png 3 x 4, image 4 x 3'
+    assert place == 'training/a.png 3 x 4, image 4 x 3'
 
 
 def test_color_masks_are_explained(root):
@@ -96,7 +99,7 @@ def test_ids_and_ignored_pixels(root):
     assert not check_ade20k(root).errors
     put_mask(root, 'a.png', [[4, 0, 1, 2]] * 3)
     (place,) = check_ade20k(root).errors['mask with ids outside 1..3 (0 and 255 are ignored)']
-    assert place == 'annotations/training/a.png: 4'
+    assert place == 'training/a.png: [4]'
     (root / 'classes.txt').unlink()
     assert not check_ade20k(root, classes=5, zero_is_class=True).errors
 
