@@ -10,7 +10,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +189,7 @@ def find_pack(path: str) -> tuple[Pack, str]:
 
 @register_backend('shard', prefixes='shard', force=True)
 class ShardBackend(BaseStorageBackend):
-    """Reads `shard://PACK/NAME` for MMEngine's file functions."""
+    """Reads `shard://PACK/NAME` for MMEngine's file functions; every path must be in a pack."""
 
     def get(self, filepath: str) -> bytes:
         """Return the bytes of an image; raises as `Pack.read`."""
@@ -207,17 +206,13 @@ class ShardBackend(BaseStorageBackend):
 
     def isfile(self, filepath: str) -> bool:
         """Whether the path is an image of a pack."""
-        with suppress(FileNotFoundError):
-            pack, name = find_pack(filepath)
-            return pack.row(name) is not None
-        return False
+        pack, name = find_pack(filepath)
+        return pack.row(name) is not None
 
     def isdir(self, filepath: str) -> bool:
         """Whether there are images below the path."""
-        with suppress(FileNotFoundError):
-            pack, name = find_pack(filepath)
-            return bool(pack.below(name))
-        return False
+        pack, name = find_pack(filepath)
+        return bool(pack.below(name))
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
         """Join as LocalBackend."""

@@ -146,8 +146,9 @@ def test_damage_is_reported(pack):
     with pytest.raises(FileNotFoundError, match=file.name):
         Pack(pack)
     (pack / INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match='did not finish'):
-        fileio.get(f'shard://{pack}/{NAMES[0]}')
+    for function in (fileio.get, fileio.exists, fileio.isdir):
+        with pytest.raises(FileNotFoundError, match='did not finish'):
+            function(f'shard://{pack}/{NAMES[0]}')
 
 
 def test_other_formats_are_refused(pack):

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .common import Opened, Report, inspect_image, list_files, list_images, open_files, repeated
+from .common import (
+    Opened,
+    Report,
+    inspect_image,
+    list_files,
+    list_images,
+    open_files,
+    repeated,
+    side_text,
+)
 
 SPLITS = ('training', 'validation')
 IGNORED = {0, 255}  # what mmseg ignores (0 unless it is a class)
@@ -40,7 +49,7 @@ def check_ade20k(
         root: the data set; an optional classes.txt names the classes, one per line.
         classes: number of classes; default: the lines of classes.txt, else the 150 of ADE20K.
         zero_is_class: ids are 0..N-1 (reduce_zero_label=False) instead of 1..N with 0 ignored.
-        reading: `fast`, `workers` and `progress`.
+        reading: see `open_files`.
     """
     root, report = Path(root), Report()
     listed = root / 'classes.txt'
@@ -72,15 +81,11 @@ def _check_split(
         if image in image_infos and mask in mask_infos:
             size, mask_size = image_infos[image].size, mask_infos[mask].size
             if size != mask_size:
-                differing.append(f'{split}/{mask} {_text(mask_size)}, image {_text(size)}')
+                differing.append(f'{split}/{mask} {side_text(mask_size)}, image {side_text(size)}')
     report.error('mask and image differ in size', differing)
     ids = {f'{split}/{mask}': info.ids for mask, info in mask_infos.items() if info.ids}
     if ids:
         _check_ids(split, ids, labels, report)
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f'{size[0]} x {size[1]}'
 
 
 def _pair(split: str, names: list[str], masks: Path, report: Report) -> dict[str, str]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import Opened, Report, inspect_image, list_images, open_files, repeated
+from .common import Opened, Report, inspect_image, list_images, open_files, repeated, side_text
 
 SPLITS = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
 KEYS = {
@@ -21,9 +21,8 @@ def check_coco(
     """Check annotation files against image folders.
 
     Args:
-        root: the data set.
         split: pairs (annotation file, image folder) relative to `root`; default: those of COCO.
-        reading: `fast`, `workers` and `progress`.
+        reading: see `open_files`.
     """
     root, report, categories = Path(root), Report(), []
     for file, folder in split or SPLITS:
@@ -86,7 +85,7 @@ def _check_images(
         stated = image['width'], image['height']
         size = opened[image['file_name']].size if image['file_name'] in opened else stated
         if size != stated:
-            text = f'{stated[0]} x {stated[1]}, image {size[0]} x {size[1]}'
+            text = f'{side_text(stated)}, image {side_text(size)}'
             wrong_size.append(f'{image["file_name"]}: {text}')
     report.error(f'{prefix}file given to several images', repeated(listed))
     report.error(f'{prefix}image that is not in its folder', sorted(set(listed) - set(names)))

@@ -53,14 +53,12 @@ class Report:
         lines = list(self.facts)
         for level, found in (('ERROR', self.errors), ('note ', self.notes)):
             for kind, places in found.items():
-                head = f'{level} {len(places)} x {kind}' if places else f'{level} {kind}'
+                lines.append(f'{level} {len(places)} x {kind}' if places else f'{level} {kind}')
                 if examples is None:
-                    lines += [head, *(f'    {place}' for place in places)]
+                    lines += [f'    {place}' for place in places]
                 elif places:
                     more = ', ...' if len(places) > examples else ''
-                    lines.append(f'{head}: {", ".join(places[:examples])}{more}')
-                else:
-                    lines.append(head)
+                    lines[-1] += f': {", ".join(places[:examples])}{more}'
         count = sum(max(len(places), 1) for places in self.errors.values())
         lines.append(f'{count or "no"} problem{"s" * (count != 1)}')
         return '\n'.join(lines)
@@ -69,6 +67,11 @@ class Report:
 def _add(findings: dict[str, list[str]], kind: str, places: Iterable | None) -> None:
     if places is None or (places := [str(place) for place in places]):
         findings.setdefault(kind, []).extend(places or ())
+
+
+def side_text(size: tuple[int, int]) -> str:
+    """Format (width, height)."""
+    return f'{size[0]} x {size[1]}'
 
 
 def repeated(values: Iterable) -> list:

@@ -15,9 +15,8 @@ def check_dataset(
 
     Args:
         layout: 'imagenet', 'ade20k', 'coco' or 'folder'.
-        root: folder of the data set.
         out: file for the report with every problem.
-        options: of the layout's check, and `fast`, `workers` and `progress`.
+        options: of the layout's check, and `fast`, `workers` and `progress` of `open_files`.
 
     Raises:
         FileNotFoundError: the folder, or a list of `options`, does not exist.

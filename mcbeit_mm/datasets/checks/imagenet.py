@@ -40,12 +40,11 @@ def check_imagenet(
     """Check ROOT/train and ROOT/val, each with a folder per class, or flat with a list.
 
     Args:
-        root: the data set.
         classes: expected number; default: 1,000 if the folders look like ImageNet-1k.
         train_list: file of "relative/path label", relative to `root`; `val_list` likewise.
         label_order: file of class names by label, for flat folders.
         write_lists: folder for new lists of the readable images, if the layout is right.
-        reading: `fast`, `workers` and `progress`.
+        reading: see `open_files`.
     """
     root, report = Path(root), Report()
     order = Path(label_order).read_text().split() if label_order else None

@@ -80,14 +80,6 @@ def _prepare(out: Path, arguments: dict) -> dict | None:
     return None
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where links are not supported."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _write_split(out: Path, split: str, scenes: Iterable) -> int:
     """Write (image, opacities, label) scenes in all layouts; return the number of digits."""
     ade, coco = NAMES[split]
@@ -98,14 +90,14 @@ def _write_split(out: Path, split: str, scenes: Iterable) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     listed, annotations = [], []
     for image_id, (image, opacities, label) in enumerate(scenes, start=1):
-        jpg = classes[label] / f'{image_id:06d}.jpg'
-        jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
-        _link(jpg, images / jpg.name)
-        _link(jpg, photos / jpg.name)
+        name = f'{image_id:06d}'
+        jpg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
+        for folder in (classes[label], images, photos):
+            (folder / f'{name}.jpg').write_bytes(jpg)
         mask = semantic_mask(opacities, label)
-        (masks / f'{jpg.stem}.png').write_bytes(cv2.imencode('.png', mask)[1])
+        (masks / f'{name}.png').write_bytes(cv2.imencode('.png', mask)[1])
         height, width = mask.shape
-        listed.append(dict(id=image_id, file_name=jpg.name, width=width, height=height))
+        listed.append(dict(id=image_id, file_name=f'{name}.jpg', width=width, height=height))
         for opacity in opacities:  # ids start at 1: pycocotools takes 0 for "not matched"
             annotations.append(coco_annotation(opacity, label, image_id, len(annotations) + 1))
     categories = [dict(id=i, name=name) for i, name in enumerate(DIGITS, start=1)]

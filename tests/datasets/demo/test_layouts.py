@@ -174,15 +174,6 @@ def test_foreign_folders_are_left_alone(tmp_path):
     assert (tmp_path / 'classification/photo.jpg').read_text() == 'mine'
 
 
-def test_copies_where_links_fail(demo, tmp_path, monkeypatch):
-    def no_link(*_):
-        raise OSError('not supported')
-
-    monkeypatch.setattr('os.link', no_link)
-    make_demo_data(tmp_path, TRAIN, VAL, SIZE)
-    assert hashes(tmp_path) == hashes(demo)
-
-
 @pytest.mark.parametrize('wrong', [dict(train=9), dict(val=0), dict(size=32), dict(seed=-1)])
 def test_arguments_out_of_range(tmp_path, wrong):
     ((name, value),) = wrong.items()
