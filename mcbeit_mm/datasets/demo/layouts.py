@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +18,7 @@ NAMES = {  # split -> its name in ADE20K, in COCO
     'val': ('validation', 'val2017'),
 }
 LIMITS = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
-LAYOUTS = ('classification', 'segmentation', 'detection')
-UNFINISHED = 'unfinished'  # marks a folder that is being written
-RECIPE = 1  # increment when the images change, so that existing sets are regenerated
+RECIPE = 1  # increment when the images change, so that existing sets are not taken for new ones
 
 
 def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
@@ -61,25 +59,6 @@ def coco_annotation(opacity: np.ndarray, label: int, image_id: int, ann_id: int)
     )
 
 
-def _prepare(out: Path, arguments: dict) -> dict | None:
-    """Return the info of a finished set with these arguments, else empty and mark `out`."""
-    info_file, marker = out / 'info.json', out / UNFINISHED
-    if info_file.is_file() and not marker.exists():
-        info = json.loads(info_file.read_text())
-        if 'arguments' not in info:
-            raise FileExistsError(f'{info_file} is not from this generator: choose another folder')
-        if info['arguments'] == arguments and all((out / name).is_dir() for name in LAYOUTS):
-            return info
-    elif out.exists() and not marker.exists() and any(out.iterdir()):
-        raise FileExistsError(f'{out} holds other files: choose an empty or missing folder')
-    out.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    info_file.unlink(missing_ok=True)
-    for name in LAYOUTS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    return None
-
-
 def _write_split(out: Path, split: str, scenes: Iterable) -> int:
     """Write (image, opacities, label) scenes in all layouts; return the number of digits."""
     ade, coco = NAMES[split]
@@ -116,33 +95,47 @@ def make_demo_data(
 ) -> dict:
     """Write the embedded data set: the same images in image folder, ADE20K and COCO layouts.
 
-    A finished set with the same arguments is kept; an unfinished or different one is regenerated.
+    A finished set with the same arguments is kept; an unfinished one leaves nothing at `out`.
 
     Args:
-        out: folder of the set; missing, empty, or an earlier set.
+        out: folder of the set; missing, empty, or a set with the same arguments.
         train: number of training images, at least 10.
         val: number of validation images, at least 10, from other digits and photograph regions.
         size: side of the square images in pixels, 64 to 512.
 
     Returns:
-        The content of `out`/info.json, which is written last: arguments, counts, sources.
+        The content of `out`/info.json: arguments, counts, sources.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
     for name, (low, high) in LIMITS.items():
         if not low <= arguments[name] <= high:
             raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
     sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
-    out = Path(out)
-    if info := _prepare(out, arguments):
-        return info
-    digits = {}
+    out = Path(out).resolve()
+    if (out / 'info.json').is_file():
+        info = json.loads((out / 'info.json').read_text())
+        if info.get('arguments') == arguments:
+            return info
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(
+            f'{out} holds other files or a set with other arguments: delete it or choose another '
+            'folder'
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}_unfinished_') as folder:
+        info = dict(arguments=arguments, digits={}, sources=sources)
+        _write_set(Path(folder, 'set'), info, progress)
+        Path(folder, 'set').replace(out)
+    return info
+
+
+def _write_set(out: Path, info: dict, progress: bool) -> None:
+    size, seed = info['arguments']['size'], info['arguments']['seed']
     for split in NAMES:
-        scenes = draw_split(split, arguments[split], size, seed)
-        bar = track(scenes, f'{split} images', total=arguments[split], disable=not progress)
-        digits[split] = _write_split(out, split, bar)
+        count = info['arguments'][split]
+        scenes = draw_split(split, count, size, seed)
+        bar = track(scenes, f'{split} images', total=count, disable=not progress)
+        info['digits'][split] = _write_split(out, split, bar)
     lines = '\n'.join(('background', *DIGITS)) + '\n'
     (out / 'segmentation' / 'classes.txt').write_text(lines)
-    info = dict(arguments=arguments, digits=digits, sources=sources)
     (out / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
-    (out / UNFINISHED).unlink()
-    return info
