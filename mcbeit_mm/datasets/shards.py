@@ -124,10 +124,7 @@ class Pack:
         with np.load(file, allow_pickle=False) as index:
             version = int(index['format']) if 'format' in index else None
             if version != FORMAT:
-                raise ValueError(
-                    f'{file}: format {version}, expected {FORMAT}; delete it and run '
-                    'tools/pack_images.py again'
-                )
+                raise ValueError(f'{file}: format {version}, expected {FORMAT}; pack again')
             self.names, self.places = index['names'], index['places']
             self.shards = [self.folder / os.fsdecode(name) for name in index['shards'].tolist()]
             sizes = index['sizes'].tolist()

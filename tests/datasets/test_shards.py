@@ -154,7 +154,7 @@ def test_damage_is_reported(pack):
 def test_other_formats_are_refused(pack):
     for version in (dict(format=2), dict(names=np.array([b'a']))):
         np.savez(pack / INDEX, **version)
-        with pytest.raises(ValueError, match='format (2|None), expected 3; delete it'):
+        with pytest.raises(ValueError, match='format (2|None), expected 3; pack again'):
             Pack(pack)
 
 

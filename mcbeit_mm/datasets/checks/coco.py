@@ -115,13 +115,8 @@ def _check_annotations(prefix: str, content: dict[str, list], report: Report) ->
 
 def _check_categories(prefix: str, content: dict[str, list], report: Report) -> None:
     names = {category['id']: category['name'] for category in content['categories']}
-    annotations = content['annotations']
-    empty = {i['id'] for i in content['images']} - {a['image_id'] for a in annotations}
-    used = {a['category_id'] for a in annotations}
-    report.facts.append(
-        f'{prefix}{len(content["images"])} images ({len(empty)} without annotations, which '
-        f'training leaves out), {len(annotations)} annotations, {len(names)} categories'
-    )
+    report.facts.append(prefix + ', '.join(f'{len(content[kind])} {kind}' for kind in KEYS))
+    used = {annotation['category_id'] for annotation in content['annotations']}
     unused = sorted(str(name) for i, name in names.items() if i not in used)
     report.note(f'{prefix}category without annotations', unused)
     if len(names) != 80:
