@@ -38,7 +38,7 @@ def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: 
         raise FileNotFoundError(f'no folder {folder}')
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise FileExistsError(f'{out} is not empty: delete it or choose another folder')
+        raise FileExistsError(f'{out} is not empty: choose another folder, or delete an unfinished pack')
     files = sorted(file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS)
     packed = shard = 0
     while packed < len(files):
@@ -180,7 +180,7 @@ def find_pack(path: str) -> tuple[Pack, str]:
             return opened[folder], path[len(folder) + 1 :]
     raise FileNotFoundError(
         f'no pack at {PREFIX}{path}: no {INDEX} in it or its parents; run tools/pack_images.py '
-        '(again if it did not finish)'
+        '(if it did not finish, delete its folder first)'
     )
 
 

@@ -118,8 +118,8 @@ def make_demo_data(
             return info
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(
-            f'{out} holds other files or a set with other arguments: delete it or choose another '
-            'folder'
+            f'{out} holds other files or a set with other arguments: choose another folder, or '
+            'delete the old set'
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}_unfinished_') as folder:

@@ -160,7 +160,7 @@ def test_interrupted_set_leaves_nothing(tmp_path, monkeypatch):
 def test_foreign_folders_are_left_alone(tmp_path, name):
     (tmp_path / 'classification').mkdir()
     (tmp_path / name).write_text('{}')
-    with pytest.raises(FileExistsError, match='delete it or choose another folder'):
+    with pytest.raises(FileExistsError, match='choose another folder, or delete the old set'):
         make_demo_data(tmp_path, 10, 10, 64)
     assert (tmp_path / name).read_text() == '{}'
 
