@@ -38,7 +38,7 @@ def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: 
         raise FileNotFoundError(f'no folder {folder}')
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise FileExistsError(f'{out} is not empty: choose another folder, or delete an unfinished pack')
+        raise FileExistsError(f'{out} is not empty: choose another, or delete an unfinished pack')
     files = sorted(file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS)
     packed = shard = 0
     while packed < len(files):

@@ -59,10 +59,7 @@ def check_imagenet(
     if all(map(names.get, SPLITS)):
         _compare_splits(*names.values(), report)
     layout_is_right = not report.errors
-    usable = {
-        split: open_files(inspect_image, root / split, images, report, **reading)
-        for split, images in found.items()
-    }
+    usable = {s: open_files(inspect_image, root / s, found[s], report, **reading) for s in found}
     if write_lists and layout_is_right:
         readable = {split: [s for s in samples[split] if s[0] in usable[split]] for split in names}
         _write_lists(Path(write_lists), readable, names, report)

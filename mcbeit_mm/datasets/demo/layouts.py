@@ -107,15 +107,12 @@ def make_demo_data(
         The content of `out`/info.json: arguments, counts, sources.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
-    for name, (low, high) in LIMITS.items():
-        if not low <= arguments[name] <= high:
-            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
+    _check_limits(arguments)
     sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
     out = Path(out).resolve()
-    if (out / 'info.json').is_file():
-        info = json.loads((out / 'info.json').read_text())
-        if info.get('arguments') == arguments:
-            return info
+    file = out / 'info.json'
+    if file.is_file() and (info := json.loads(file.read_text())).get('arguments') == arguments:
+        return info
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(
             f'{out} holds other files or a set with other arguments: choose another folder, or '
@@ -127,6 +124,12 @@ def make_demo_data(
         _write_set(Path(folder, 'set'), info, progress)
         Path(folder, 'set').replace(out)
     return info
+
+
+def _check_limits(arguments: dict) -> None:
+    for name, (low, high) in LIMITS.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
 
 
 def _write_set(out: Path, info: dict, progress: bool) -> None:
