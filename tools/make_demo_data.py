@@ -19,9 +19,11 @@ def main() -> None:
     add('--size', type=int, default=128, help='side in pixels (default: %(default)s)')
     add('--seed', type=int, default=0, help='random seed (default: %(default)s)')
     args = parser.parse_args()
-    from mcbeit_mm.datasets.demo.layouts import make_demo_data  # after parsing: it is heavy
+    from mcbeit_mm.config import launch  # heavy imports after parsing: --help answers at once
+    from mcbeit_mm.datasets.demo.layouts import make_demo_data
 
-    info = make_demo_data(**vars(args), progress=True)
+    with launch.one_line_errors(ValueError, OSError, ImportError):
+        info = make_demo_data(**vars(args), progress=True)
     print(f'{args.out}: {args.train} + {args.val} images, {sum(info["digits"].values())} digits')
 
 

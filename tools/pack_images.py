@@ -1,7 +1,7 @@
-"""Pack a folder of images into a few tar files for random access, or index tar and zip files.
+"""Pack a folder of images into a few tar files for random access, or index existing tar files.
 
 python tools/pack_images.py FOLDER OUT [--shard-size MIB]
-python tools/pack_images.py --index FOLDER_OF_ARCHIVES
+python tools/pack_images.py --index FOLDER_OF_TARS
 """
 
 import argparse
@@ -10,18 +10,12 @@ from pathlib import Path
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path, help='images, or with --index tar and zip files')
-    parser.add_argument('out', type=Path, nargs='?', help='missing or empty folder')
-    parser.add_argument(
-        '--index', action='store_true', help='only index the tar and zip files of FOLDER'
-    )
-    parser.add_argument(
-        '--shard-size',
-        type=int,
-        default=1024,
-        metavar='MIB',
-        help='size of a tar file (%(default)s)',
-    )
+    add = parser.add_argument
+    add('folder', type=Path, help='images, or with --index uncompressed tar files')
+    add('out', type=Path, nargs='?', help='missing or empty folder')
+    add('--index', action='store_true', help='only index the tar files of FOLDER')
+    size = dict(type=int, default=1024, metavar='MIB')
+    add('--shard-size', **size, help='size of a tar file (%(default)s)')
     args = parser.parse_args()
     if args.index == (args.out is not None):
         parser.error('give OUT, or --index without OUT')
@@ -31,14 +25,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from mcbeit_mm.config import launch  # heavy imports after parsing: --help answers at once
-    from mcbeit_mm.datasets import packing, shards
+    from mcbeit_mm.datasets import shards
 
+    pack = args.out or args.folder
     with launch.one_line_errors(ValueError, OSError):
         if args.index:
-            count, pack = packing.index_archives(args.folder), args.folder
+            count = shards.index_tars(pack)
         else:
-            pack = args.out
-            count = packing.pack_images(args.folder, pack, args.shard_size * 2**20)
+            count = shards.pack_images(args.folder, pack, args.shard_size * 2**20)
     print(f'{count:,} images: data_root={shards.PREFIX}{pack.resolve()}')
 
 

@@ -1,20 +1,17 @@
-"""Decode images of any kind to 8-bit BGR or gray; refuse damaged ones with a reason.
+"""Decode images of any kind to 8-bit BGR; refuse damaged ones with a reason.
 
 Decoders differ in what they let pass: OpenCV before 4.12 fills the rest of a truncated JPEG with
 gray, Pillow clips 16-bit images to white.
 """
 
 import re
-import struct
 import warnings
 from io import BytesIO
 from typing import BinaryIO
 
 import cv2
-import mmcv
 import numpy as np
-from mmcv.image.io import imread_flags
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,10 +26,10 @@ JPEG_END = b'\xff\xd9'
 JPEG_MARKER = re.compile(rb'\xff([^\x00\xff\xd0-\xd7])')
 JPEG_BARE = (0xD8, 0x01)  # markers without a length: start of image, TEM
 PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum
-REDUCED = {  # divisor of the sides -> flag to combine with cv2's color flags
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+REDUCED = {  # divisor of the sides -> flag of cv2
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
 }
 
 
@@ -96,121 +93,90 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def read_image(
-    data: bytes,
-    color_type: str = 'color',
-    backend: str | None = 'cv2',
-    max_pixels: int = MAX_PIXELS,
-    enough_pixels: int | None = None,
+    data: bytes, max_pixels: int = MAX_PIXELS, enough_pixels: int | None = None
 ) -> np.ndarray:
     """Decode an image by the rules of `LoadCheckedImage`.
 
     Returns:
-        uint8 (H, W, 3) in BGR for 'color', (H, W) for 'grayscale', as mmcv.imfrombytes.
+        (H, W, 3) uint8 in BGR.
 
     Raises:
         BadImageError: `check_image` refuses the image, or it cannot be decoded.
-        ValueError: `enough_pixels` is not positive, or given with a backend other than cv2.
     """
-    _check_enough(enough_pixels, backend)
     image = check_image(data, max_pixels)
-    if color_type == 'unchanged':
-        return _decode(data, color_type, backend)
     animated = image.format in ('PNG', 'WEBP', 'AVIF') and getattr(image, 'is_animated', False)
     if image.format == 'GIF' or animated:
-        return _decode_by_pillow(image, color_type)
-    if image.mode[0] in 'IF':  # 16 bits and more; 'I' is 16-bit gray in some formats
-        return _decode(data, color_type, 'cv2')
-    if image.format in JPEG:  # no second try: Pillow would use libjpeg too
-        scale = _scale_flag(image.size, enough_pixels) if enough_pixels else 0
-        return _decode(data, imread_flags[color_type] | scale if scale else color_type, backend)
+        return _decode_by_pillow(image)
+    scalable = enough_pixels and image.format in JPEG
+    flag = _scale_flag(image.size, enough_pixels) if scalable else cv2.IMREAD_COLOR
     try:
-        return _decode(data, color_type, backend)
-    except BadImageError:
-        return _decode_by_pillow(image, color_type)
-
-
-def _check_enough(enough_pixels: int | None, backend: str | None) -> None:
-    if enough_pixels is not None and enough_pixels < 1:
-        raise ValueError(f'enough_pixels={enough_pixels}, expected 1 or more, or None')
-    if enough_pixels is not None and backend != 'cv2':
-        raise ValueError(f"enough_pixels needs the backend 'cv2', got {backend!r}")
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:
+        raise BadImageError(f'damaged image: {error!r}') from error
+    if decoded is not None:
+        return decoded
+    # Pillow uses libjpeg too, and clips 16 bits ('I' or 'I;16') and more.
+    if image.format in JPEG or image.mode[0] in 'IF':
+        raise BadImageError('damaged image: no decoder reads it')
+    return _decode_by_pillow(image)
 
 
 def _scale_flag(size: tuple[int, int], enough_pixels: int) -> int:
-    """Return the flag of the largest reduction with enough pixels; 0 for none."""
+    """Return cv2's flag of the largest reduction with enough pixels."""
     for divisor, flag in REDUCED.items():
         width, height = (-(-side // divisor) for side in size)  # libjpeg rounds up
         if width * height >= enough_pixels:
             return flag
-    return 0
+    return cv2.IMREAD_COLOR
 
 
-def _decode(data: bytes, flag: str | int, backend: str | None) -> np.ndarray:
-    try:
-        image = mmcv.imfrombytes(data, flag=flag, backend=backend)
-    except (cv2.error, OSError, SyntaxError, struct.error, EOFError) as error:
-        raise BadImageError(f'damaged image: {error!r}') from error
-    if image is None:
-        raise BadImageError('damaged image: no decoder reads it')
-    return image
-
-
-def _decode_by_pillow(image: Image.Image, color_type: str) -> np.ndarray:
+def _decode_by_pillow(image: Image.Image) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            if not color_type.endswith('ignore_orientation'):
-                image = ImageOps.exif_transpose(image)
-            rgb = image.convert('RGB')  # drops transparency
+            rgb = ImageOps.exif_transpose(image).convert('RGB')  # drops transparency
     except Exception as error:
         raise BadImageError(f'damaged image: {error!r}') from error
-    if color_type.startswith('grayscale'):
-        return np.array(rgb.convert('L'))
     return np.array(rgb)[:, :, ::-1].copy()
 
 
 @TRANSFORMS.register_module()
-class LoadCheckedImage(LoadImageFromFile):
-    """mmcv's LoadImageFromFile, made safe for any file; ordinary images give the same pixels.
+class LoadCheckedImage(BaseTransform):
+    """Loads `img_path` as BGR; pixels of mmcv's LoadImageFromFile, but safe for any file.
 
     Gray, palette and CMYK become RGB; 16 bits their high byte; float and 32-bit are refused;
     transparency is dropped; animations give their first frame; EXIF rotation is applied. What cv2
-    cannot decode goes to Pillow, except JPEG. color_type 'unchanged' returns mmcv's pixels.
+    cannot decode goes to Pillow, except JPEG.
 
     Args:
         max_pixels: larger images are refused before they are decoded.
         enough_pixels: decode a JPEG at the smallest of 1/8, 1/4, 1/2 of its sides that has this
             many pixels (faster; see docs/data.md). Shapes are those of the decoded image.
-        kwargs: arguments of LoadImageFromFile.
+        backend_args: arguments of MMEngine's file backend.
 
     Raises:
         BadImageError: with path and reason. File system errors pass through.
     """
 
     def __init__(
-        self, *args, max_pixels: int = MAX_PIXELS, enough_pixels: int | None = None, **kwargs
+        self,
+        max_pixels: int = MAX_PIXELS,
+        enough_pixels: int | None = None,
+        backend_args: dict | None = None,
     ):
-        super().__init__(*args, **kwargs)
-        _check_enough(enough_pixels, self.imdecode_backend)
+        if enough_pixels is not None and enough_pixels < 1:
+            raise ValueError(f'enough_pixels={enough_pixels}, expected 1 or more, or None')
         self.max_pixels, self.enough_pixels = max_pixels, enough_pixels
+        self.backend_args = backend_args
 
-    def transform(self, results: dict) -> dict | None:
-        """Add img, img_shape and ori_shape; return None on failure if `ignore_empty` is set."""
+    def transform(self, results: dict) -> dict:
+        """Add img, img_shape and ori_shape."""
         path = results['img_path']
-        decoding = self.color_type, self.imdecode_backend, self.max_pixels, self.enough_pixels
+        data = fileio.get(path, backend_args=self.backend_args)
         try:
-            image = read_image(self._get_bytes(path), *decoding)
-        except (BadImageError, OSError) as error:
-            if self.ignore_empty:
-                return None
-            if isinstance(error, BadImageError):
-                raise BadImageError(f'{path}: {error}') from error
-            raise
-        results['img'] = image.astype(np.float32) if self.to_float32 else image
+            image = read_image(data, self.max_pixels, self.enough_pixels)
+        except BadImageError as error:
+            raise BadImageError(f'{path}: {error}') from error
+        results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
-
-    def _get_bytes(self, path: str) -> bytes:
-        if self.file_client_args is not None:
-            return fileio.FileClient.infer_client(self.file_client_args, path).get(path)
-        return fileio.get(path, backend_args=self.backend_args)

@@ -1,13 +1,15 @@
-"""Packs give the images of the folder, and report damage."""
+"""Packs are written, indexed and read; they give the images of the folder, and report damage."""
 
+import io
 import pickle
+import runpy
+import sys
 import tarfile
-import tracemalloc
-import zipfile
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from mmengine import fileio
 from mmengine.dataset import pseudo_collate
 from mmpretrain.datasets import CustomDataset
@@ -15,9 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mcbeit_mm.datasets import shards
-from mcbeit_mm.datasets.packing import index_archives, pack_images
 from mcbeit_mm.datasets.photo_folder import PhotoFolder
-from mcbeit_mm.datasets.shards import INDEX, Pack, open_pack
+from mcbeit_mm.datasets.shards import INDEX, Pack, index_tars, pack_images
 
 NAMES = [
     'a/1.jpg',
@@ -32,8 +33,7 @@ NAMES = [
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    open_pack.cache_clear()
-    shards._find_pack.cache_clear()
+    shards.opened.clear()
 
 
 @pytest.fixture
@@ -143,82 +143,125 @@ def test_damage_is_reported(pack):
     with pytest.raises(ValueError, match='bytes, .* lists'):
         Pack(pack)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match='is missing'):
+    with pytest.raises(FileNotFoundError, match=file.name):
         Pack(pack)
     (pack / INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match='did not finish'):
-        fileio.get(f'shard://{pack}/{NAMES[0]}')
+    for function in (fileio.get, fileio.exists, fileio.isdir):
+        with pytest.raises(FileNotFoundError, match='did not finish'):
+            function(f'shard://{pack}/{NAMES[0]}')
 
 
 def test_other_formats_are_refused(pack):
-    np.savez(pack / INDEX, format=3)
-    with pytest.raises(ValueError, match='format 3, expected 1 or 2'):
-        Pack(pack)
-    np.savez(pack / INDEX, names=np.array([b'a']))
-    with pytest.raises(ValueError, match='format None'):
-        Pack(pack)
+    for version in (dict(format=2), dict(names=np.array([b'a']))):
+        np.savez(pack / INDEX, **version)
+        with pytest.raises(ValueError, match='format (2|None), expected 3; pack again'):
+            Pack(pack)
 
 
-def test_indexes_without_inflated_sizes_are_read(folder, pack):
-    with np.load(pack / INDEX) as index:
-        columns = dict(index)
-    columns.update(format=1, places=columns['places'][:, :4])
-    np.savez(pack / INDEX, **columns)
-    for name in NAMES:
-        assert Pack(pack).read(name) == (folder / name).read_bytes()
+def write_tar(file, members, mode='w'):
+    with tarfile.open(file, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
-@pytest.fixture
-def zipped(tmp_path):
-    """A pack of one zip file with an image of zeros, deflated."""
-    (tmp_path / 'zipped').mkdir()
-    with zipfile.ZipFile(tmp_path / 'zipped' / 'a.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('x.jpg', bytes(5000))
-    assert index_archives(tmp_path / 'zipped') == 1
-    return tmp_path / 'zipped'
+def test_folders_are_packed_in_order_and_once(folder, tmp_path):
+    (folder / 'notes.txt').write_text('skipped')
+    out = tmp_path / 'pack'
+    assert pack_images(folder, out, shard_bytes=4000) == len(NAMES)
+    members = []
+    for shard in sorted(out.glob('*.tar')):
+        with tarfile.open(shard) as tar:
+            members += tar.getnames()
+    assert len(list(out.glob('*.tar'))) > 1
+    assert members == [str(path) for path in sorted(map(Path, NAMES))]
+    for unfinished in (False, True):
+        if unfinished:
+            (out / INDEX).unlink()
+        with pytest.raises(FileExistsError, match='is not empty'):
+            pack_images(folder, out)
+    with pytest.raises(FileNotFoundError, match='no folder'):
+        pack_images(tmp_path / 'none', tmp_path / 'other')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='no image to pack'):
+        pack_images(tmp_path / 'empty', tmp_path / 'other')
 
 
-def with_place(pack, **values):
-    """The pack, after other values in the only row of its index."""
-    with np.load(pack / INDEX) as index:
-        columns = dict(index)
-    for name, value in values.items():
-        columns['places'][0, ['shard', 'offset', 'length', 'crc', 'size'].index(name)] = value
-    np.savez(pack / INDEX, **columns)
-    return Pack(pack)
+def test_existing_tars_are_indexed(tmp_path):
+    write_tar(tmp_path / 'n01.tar', [('x.jpg', b'1' * 700), ('y.jpg', b'22'), ('empty.jpg', b'')])
+    write_tar(tmp_path / 'n02.tar', [('x.jpg', b'333')])
+    with tarfile.open(tmp_path / 'n02.tar', 'a') as tar:
+        link = tarfile.TarInfo('link.jpg')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        tar.addfile(link)
+    assert index_tars(tmp_path) == 4
+    assert Pack(tmp_path).below('') == ['n01/empty.jpg', 'n01/x.jpg', 'n01/y.jpg', 'n02/x.jpg']
+    assert fileio.get(f'shard://{tmp_path}/n02/x.jpg') == b'333'
+    assert Pack(tmp_path).read('n01/y.jpg') == b'22' and Pack(tmp_path).read('n01/empty.jpg') == b''
 
 
-@pytest.mark.parametrize('size', [0, 1, 4999, 5001, 10**15])
-def test_wrong_sizes_are_refused(zipped, size):
-    assert Pack(zipped).read('a/x.jpg') == bytes(5000)
-    crc = zlib.crc32(bytes(min(size, 5000)))  # of the bytes that a careless reader would return
-    with pytest.raises(OSError, match='CRC-32 mismatch in .*a.zip'):
-        with_place(zipped, size=size, crc=crc).read('a/x.jpg')
+@pytest.mark.parametrize('name', ['../x.jpg', '/x.jpg', 'a//x.jpg'])
+def test_names_stay_inside(tmp_path, name):
+    write_tar(tmp_path / 'a.tar', [(name, b'1')])
+    with pytest.raises(ValueError, match='not a valid name'):
+        index_tars(tmp_path)
 
 
-def test_inflating_stops_after_the_size(zipped):
-    """100 MiB of zeros that state 10 bytes."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = packer.compress(bytes(100 * 2**20)) + packer.flush()
-    (zipped / 'a.zip').write_bytes(bomb)
-    with np.load(zipped / INDEX) as index:
-        columns = dict(index, sizes=np.array([len(bomb)]))
-    np.savez(zipped / INDEX, **columns)
-    pack = with_place(zipped, offset=0, length=len(bomb), size=10)
-    tracemalloc.start()
-    with pytest.raises(OSError, match='CRC-32 mismatch'):
-        pack.read('a/x.jpg')
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4 * len(bomb) < 10 * 2**20
+def test_bad_tars_are_refused(tmp_path):
+    file = tmp_path / 'a.tar'
+    with pytest.raises(ValueError, match='no image'):
+        index_tars(tmp_path)
+    write_tar(file, [('x.jpg', b'1')] * 2)
+    with pytest.raises(ValueError, match='duplicate name in .*: a/x.jpg'):
+        index_tars(tmp_path)
+    for mode in ('w:gz', 'w:xz'):
+        write_tar(file, [('x.jpg', b'1' * 5000)], mode)
+        with pytest.raises(ValueError, match='a.tar is damaged or compressed'):
+            index_tars(tmp_path)
+    write_tar(file, [('x.jpg', b'1' * 5000), ('y.jpg', b'2')])
+    data = file.read_bytes()
+    second = data.index(b'y.jpg')
+    for broken in (
+        data[:3000],
+        data[: second + 100],
+        data[: second + 512],
+        data[:second] + b'z' + data[second + 1 :],  # the checksum of the header
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match='a.tar is damaged'):
+            index_tars(tmp_path)
 
 
-def test_damaged_deflate_data_is_reported(zipped):
-    place = Pack(zipped).places[0].tolist()
-    data = (zipped / 'a.zip').read_bytes()
-    for at in range(place[1], place[1] + place[2]):
-        broken = bytearray(data)
-        broken[at] ^= 0xFF
-        (zipped / 'a.zip').write_bytes(broken)
-        with pytest.raises(OSError, match='CRC-32 mismatch'):
-            Pack(zipped).read('a/x.jpg')
+def test_sparse_members_are_refused(tmp_path):
+    """Their data is not in one piece."""
+    write_tar(tmp_path / 'a.tar', [('x.jpg', b'1' * 512)])
+    info = tarfile.TarInfo('x.jpg')
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b'%011o\0%011o\0' % (512, 512)  # 512 bytes at 512 of a file of 1,024
+    header[483:495] = b'%011o\0' % 1024
+    header[148:156] = b'%06o\0 ' % (256 + sum(header[:148]) + sum(header[156:]))
+    (tmp_path / 'a.tar').write_bytes(header + b'1' * 512 + bytes(1024))
+    with pytest.raises(ValueError, match='x.jpg is cut short or sparse'):
+        index_tars(tmp_path)
+
+
+def test_tool(folder, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, 'argv', ['pack_images.py', *map(str, words)])
+        runpy.run_path(str(ROOT / 'tools/pack_images.py'), run_name='__main__')
+        return capsys.readouterr().out
+
+    out = tmp_path / 'out'
+    assert f'{len(NAMES)} images: data_root=shard://{out}' in run(folder, out, '--shard-size', 1)
+    assert Pack(out).read(NAMES[1]) == (folder / NAMES[1]).read_bytes()
+    for words in ((folder, out), ('--index', folder, out), (folder,)):
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 2
+    assert 'is not empty' in capsys.readouterr().err
+    write_tar(out / 'more.tar', [('7.jpg', b'1')])
+    assert f'{len(NAMES) + 1} images: data_root=shard://{out}' in run('--index', out)
+    assert Pack(out).read('more/7.jpg') == b'1'
+    assert Pack(out).read(f'000000/{NAMES[0]}') == (folder / NAMES[0]).read_bytes()

@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import Report, inspect_images, list_images
+from .common import Opened, Report, inspect_image, list_images, open_files, repeated, side_text
 
 SPLITS = tuple((f'annotations/instances_{name}.json', name) for name in ('train2017', 'val2017'))
 KEYS = {
@@ -22,9 +21,8 @@ def check_coco(
     """Check annotation files against image folders.
 
     Args:
-        root: the data set.
         split: pairs (annotation file, image folder) relative to `root`; default: those of COCO.
-        reading: `fast`, `workers` and `progress`.
+        reading: see `open_files`.
     """
     root, report, categories = Path(root), Report(), []
     for file, folder in split or SPLITS:
@@ -33,15 +31,14 @@ def check_coco(
             continue
         content = _read_json(root / file, report)
         names = list_images(root / folder, report)
-        infos = inspect_images(root / folder, names, report, **reading)
+        opened = open_files(inspect_image, root / folder, names, report, **reading)
         if content is None:
             continue
-        stem = Path(file).stem
-        _check_keys(stem, content, report)
-        sizes = {name: infos[name].size if name in infos else None for name in names}
-        _check_images(stem, content['images'], sizes, report)
-        _check_annotations(stem, content, report)
-        _add_statistics(stem, content, report)
+        prefix = f'{Path(file).stem}: '
+        _check_entries(prefix, content, report)
+        _check_images(prefix, content['images'], names, opened, report)
+        _check_annotations(prefix, content, report)
+        _check_categories(prefix, content, report)
         categories.append([(c['id'], c['name']) for c in content['categories']])
     if any(c != categories[0] for c in categories):
         report.error('the annotation files have different categories')
@@ -65,117 +62,98 @@ def _read_json(file: Path, report: Report) -> dict[str, list] | None:
     return content
 
 
-def _check_keys(split: str, content: dict[str, list], report: Report) -> None:
+def _check_entries(prefix: str, content: dict[str, list], report: Report) -> None:
     """Report and remove entries that lack keys; report duplicate ids."""
     for kind, keys in KEYS.items():
         complete = [e for e in content[kind] if isinstance(e, dict) and set(keys) <= set(e)]
         if dropped := len(content[kind]) - len(complete):
-            report.error(f'{split}: {dropped} {kind} without all of {", ".join(keys)}')
+            report.error(f'{prefix}{dropped} {kind} without all of {", ".join(keys)}')
         content[kind] = complete
-        if duplicates := _duplicates(entry['id'] for entry in complete):
-            report.error(f'{split}: id given to several {kind}', *map(str, duplicates))
-    if any(annotation['id'] == 0 for annotation in content['annotations']):
-        report.note(
-            f'{split}: annotation id 0, which pycocotools takes for "no match": start ids at 1'
-        )
-
-
-def _duplicates(values) -> list:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _check_images(
-    split: str, images: list[dict], sizes: dict[str, tuple[int, int] | None], report: Report
-) -> None:
-    listed = {image['file_name'] for image in images}
-    if duplicates := _duplicates(image['file_name'] for image in images):
-        report.error(f'{split}: file given to several images', *duplicates)
-    if missing := sorted(listed - set(sizes)):
-        report.error(f'{split}: image that is not in its folder', *missing)
-    if unlisted := sorted(set(sizes) - listed):
-        report.note(f'{split}: image in the folder that the file leaves out: not used', *unlisted)
-    for image in images:
-        stated, size = (image['width'], image['height']), sizes.get(image['file_name'])
-        if size and size != stated:
-            report.error(
-                f'{split}: size in the file differs from that of the image (after EXIF rotation)',
-                f'{image["file_name"]}: {stated[0]} x {stated[1]}, image {size[0]} x {size[1]}',
+        ids = [entry['id'] for entry in complete]
+        report.error(f'{prefix}id given to several {kind}', repeated(ids))
+        if kind == 'annotations' and 0 in ids:
+            report.note(
+                f'{prefix}annotation id 0, which pycocotools takes for "no match": start ids at 1'
             )
 
 
-def _check_annotations(split: str, content: dict[str, list], report: Report) -> None:
-    images = {image['id']: image for image in content['images']}
+def _check_images(
+    prefix: str, images: list[dict], names: list[str], opened: dict[str, Opened], report: Report
+) -> None:
+    listed, wrong_size = [image['file_name'] for image in images], []
+    for image in images:
+        stated = image['width'], image['height']
+        size = opened[image['file_name']].size if image['file_name'] in opened else stated
+        if size != stated:
+            text = f'{side_text(stated)}, image {side_text(size)}'
+            wrong_size.append(f'{image["file_name"]}: {text}')
+    report.error(f'{prefix}file given to several images', repeated(listed))
+    report.error(f'{prefix}image that is not in its folder', sorted(set(listed) - set(names)))
+    report.error(
+        f'{prefix}size in the file differs from that of the image (after EXIF rotation)', wrong_size
+    )
+    report.note(
+        f'{prefix}image in the folder that the file leaves out: not used',
+        sorted(set(names) - set(listed)),
+    )
+
+
+def _check_annotations(prefix: str, content: dict[str, list], report: Report) -> None:
+    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
     categories = {category['id'] for category in content['categories']}
     for annotation in content['annotations']:
-        place = f'annotation {annotation["id"]}'
-        if annotation['category_id'] not in categories:
-            report.error(f'{split}: unknown category id', f'{place}: {annotation["category_id"]}')
-        image = images.get(annotation['image_id'])
-        if image is None:
-            report.error(f'{split}: unknown image id', f'{place}: {annotation["image_id"]}')
-            continue
-        _check_box(split, place, annotation['bbox'], image, report)
-        _check_mask(split, place, annotation.get('segmentation'), image, report)
+        box, size = annotation['bbox'], sizes.get(annotation['image_id'])
+        problems = [
+            annotation['category_id'] not in categories and 'unknown category id',
+            size is None and 'unknown image id',
+            size and box_problem(box, size),
+            size and mask_problem(annotation.get('segmentation'), size),
+        ]
+        for problem in filter(None, problems):
+            report.error(prefix + problem, [f'annotation {annotation["id"]}'])
 
 
-def _add_statistics(split: str, content: dict[str, list], report: Report) -> None:
+def _check_categories(prefix: str, content: dict[str, list], report: Report) -> None:
     names = {category['id']: category['name'] for category in content['categories']}
-    annotations = content['annotations']
-    empty = {i['id'] for i in content['images']} - {a['image_id'] for a in annotations}
-    known = [a for a in annotations if a['category_id'] in names]
-    counts = Counter(names[a['category_id']] for a in known)
-    crowds = sum(bool(a.get('iscrowd')) for a in annotations)
-    shown = counts.most_common(None if len(counts) <= 20 else 10)
-    report.facts += [
-        f'{split}: {len(content["images"])} images ({len(empty)} without annotations, which '
-        f'training leaves out), {len(annotations)} annotations ({crowds} crowds), '
-        f'{len(counts)} of {len(names)} categories',
-        f'{split}: most frequent: ' + ', '.join(f'{name} {count}' for name, count in shown),
-    ]
-    if absent := sorted(set(names.values()) - set(counts)):
-        report.note(f'{split}: category without annotations', *map(str, absent))
+    report.facts.append(prefix + ', '.join(f'{len(content[kind])} {kind}' for kind in KEYS))
+    used = {annotation['category_id'] for annotation in content['annotations']}
+    unused = sorted(str(name) for i, name in names.items() if i not in used)
+    report.note(f'{prefix}category without annotations', unused)
     if len(names) != 80:
         report.note(
-            f'{split}: {len(names)} categories, not the 80 of COCO: the config needs their names '
+            f'{prefix}{len(names)} categories, not the 80 of COCO: the config needs their names '
             'and number, or mmdet leaves every annotation out'
         )
 
 
-def _check_box(split: str, place: str, box: list, image: dict, report: Report) -> None:
+def box_problem(box: object, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with a box in an image of (height, width), None if nothing."""
     numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
     if not numbers or len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-        report.error(f'{split}: box that is not x, y, width, height', f'{place}: {box}')
-        return
+        return 'box that is not x, y, width, height'
     x, y, width, height = box
-    beyond = max(-x, -y, x + width - image['width'], y + height - image['height'])
-    if beyond > 1:  # official files have boxes that end up to a pixel outside
-        report.error(
-            f'{split}: box beyond the image (boxes are x, y, width, height, not corners)',
-            f'{place}: {box} in {image["width"]} x {image["height"]}',
-        )
-    elif min(width, height) < 1:
-        report.note(f'{split}: box below one pixel, which mmdet leaves out', f'{place}: {box}')
+    # Official files have boxes that end up to a pixel outside.
+    if max(-x, -y, x + width - size[1], y + height - size[0]) > 1:
+        return 'box beyond the image (boxes are x, y, width, height, not corners)'
+    return None
 
 
-def _check_mask(split: str, place: str, mask: object, image: dict, report: Report) -> None:
-    size = [image['height'], image['width']]
+def mask_problem(mask: object, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with a mask of an image of (height, width), None if nothing."""
     if not mask:
-        report.error(f'{split}: annotation without a mask, which Mask R-CNN needs', place)
-    elif isinstance(mask, list):
-        if any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in mask):
-            report.error(f'{split}: polygon without three x, y points', place)
-    elif not isinstance(mask, dict) or mask.get('size') != size:
-        report.error(f'{split}: RLE mask whose size is not [height, width] of its image', place)
-    else:
-        counts = mask.get('counts')
-        counts = decode_counts(counts) if isinstance(counts, str) else counts
-        if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
-            problem = 'counts are not run lengths'
-        elif sum(counts) != math.prod(size):
-            problem = f'counts add up to {sum(counts)}, not {math.prod(size)}'
-        else:
-            return
-        report.error(f'{split}: RLE mask that cannot be decoded', f'{place}: {problem}')
+        return 'annotation without a mask, which Mask R-CNN needs'
+    if isinstance(mask, list):
+        short = any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in mask)
+        return 'polygon without three x, y points' if short else None
+    if not isinstance(mask, dict) or mask.get('size') != list(size):
+        return 'RLE mask whose size is not [height, width] of its image'
+    counts = mask.get('counts')
+    counts = decode_counts(counts) if isinstance(counts, str) else counts
+    if not isinstance(counts, list) or not all(isinstance(c, int) and c >= 0 for c in counts):
+        return 'RLE mask that cannot be decoded: its counts are not run lengths'
+    if sum(counts) != math.prod(size):
+        return 'RLE mask that cannot be decoded: its counts do not add up to its pixels'
+    return None
 
 
 def decode_counts(text: str) -> list[int] | None:

@@ -1,9 +1,9 @@
 """Shared by the checks of all layouts: the report, finding images, opening each of them."""
 
 import os
-import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,27 +14,22 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
-from ..images import JPEG, BadImageError, open_image, read_image
+from ..images import BadImageError, open_image, read_image
 
 # What mmpretrain's CustomDataset reads; it skips other files.
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
-MODES = {
-    'CMYK': 'CMYK image (converted to RGB)',
-    'P': 'palette image (converted to RGB)',
-    'PA': 'palette image (converted to RGB)',
-    'RGBA': 'image with transparency (dropped)',
-    'LA': 'image with transparency (dropped)',
-}
-DEEP = '16-bit or float image (16-bit: the high byte is used; float: refused)'
-ROTATED = 'EXIF rotation (applied: masks and boxes must match the rotated image)'
+ODD_NAME = 'control character, undecodable byte or outer space in a file name (rename it)'
 
 
-class ImageInfo(NamedTuple):
-    """An opened image: (width, height) after EXIF rotation; `error` is empty if it is usable."""
+class Opened(NamedTuple):
+    """An opened image or mask: (width, height) after EXIF rotation, class ids of a mask.
+
+    `error` is empty if it is usable.
+    """
 
     size: tuple[int, int] = (0, 0)
+    ids: frozenset[int] = frozenset()
     error: str = ''
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -45,30 +40,43 @@ class Report:
     errors: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
-    def error(self, kind: str, *places: str) -> None:
-        """Add an error with the files, annotations or classes it concerns."""
-        self.errors.setdefault(kind, []).extend(places)
+    def error(self, kind: str, places: Iterable | None = None) -> None:
+        """Add an error; with `places`, one for each file, annotation or class (none if empty)."""
+        _add(self.errors, kind, places)
 
-    def note(self, kind: str, *places: str) -> None:
-        """Add a note on something that does not break a run."""
-        self.notes.setdefault(kind, []).extend(places)
+    def note(self, kind: str, places: Iterable | None = None) -> None:
+        """Add a note on something that does not break a run; `places` as for `error`."""
+        _add(self.notes, kind, places)
 
     def text(self, examples: int | None = 3) -> str:
         """Format the report with up to `examples` places per kind; None: all, one per line."""
         lines = list(self.facts)
         for level, found in (('ERROR', self.errors), ('note ', self.notes)):
             for kind, places in found.items():
-                head = f'{level} {len(places)} x {kind}' if places else f'{level} {kind}'
+                lines.append(f'{level} {len(places)} x {kind}' if places else f'{level} {kind}')
                 if examples is None:
-                    lines += [head, *(f'    {place}' for place in places)]
+                    lines += [f'    {place}' for place in places]
                 elif places:
                     more = ', ...' if len(places) > examples else ''
-                    lines.append(f'{head}: {", ".join(places[:examples])}{more}')
-                else:
-                    lines.append(head)
+                    lines[-1] += f': {", ".join(places[:examples])}{more}'
         count = sum(max(len(places), 1) for places in self.errors.values())
         lines.append(f'{count or "no"} problem{"s" * (count != 1)}')
         return '\n'.join(lines)
+
+
+def _add(findings: dict[str, list[str]], kind: str, places: Iterable | None) -> None:
+    if places is None or (places := [str(place) for place in places]):
+        findings.setdefault(kind, []).extend(places or ())
+
+
+def side_text(size: tuple[int, int]) -> str:
+    """Format (width, height)."""
+    return f'{size[0]} x {size[1]}'
+
+
+def repeated(values: Iterable) -> list:
+    """Return the values that occur more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def list_files(folder: str | Path) -> list[str]:
@@ -82,93 +90,66 @@ def list_files(folder: str | Path) -> list[str]:
 
 def list_images(folder: Path, report: Report) -> list[str]:
     """Return the images below `folder` that the data sets read; report other and odd names."""
-    images = []
+    images, others = [], []
     for name in list_files(folder):
-        place = f'{folder.name}/{name}'
-        if os.path.basename(name).startswith('.'):
-            report.note('hidden file: skipped', place)
-        elif not name.lower().endswith(EXTENSIONS):
-            report.note('not an image by its extension: skipped', place)
-        else:
-            images.append(name)
-            if not name.isprintable() or any(part != part.strip() for part in name.split('/')):
-                report.error(
-                    'control character, undecodable byte or outer space in a file name (rename it)',
-                    repr(place),
-                )
+        hidden = os.path.basename(name).startswith('.')
+        is_image = name.lower().endswith(EXTENSIONS) and not hidden
+        (images if is_image else others).append(name)
+    report.error(ODD_NAME, [repr(f'{folder.name}/{name}') for name in images if _is_odd(name)])
+    report.note(
+        'not an image by its name or extension: skipped', [f'{folder.name}/{x}' for x in others]
+    )
     return images
 
 
-def inspect_image(path: str, fast: bool = False) -> ImageInfo:
+def _is_odd(name: str) -> bool:
+    return not name.isprintable() or any(part != part.strip() for part in name.split('/'))
+
+
+def inspect_image(path: str, fast: bool = False) -> Opened:
     """Open an image as training does; `fast` reads only its header."""
     try:
         with open(path, 'rb') as file, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # broken EXIF
             image = open_image(file)
-            notes = tuple(_notes(path, image))
+            exif = Image.Image.getexif(image)  # PNG's own method would decode the image
+            turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             if not fast:
                 file.seek(0)
                 read_image(file.read(), enough_pixels=1)  # decodes all of a JPEG, but at 1/8
-        return ImageInfo(image.size[::-1] if ROTATED in notes else image.size, notes=notes)
+        return Opened(image.size[::-1] if turned else image.size)
     except BadImageError as error:
-        return ImageInfo(error=str(error))
+        return Opened(error=str(error))
     except FileNotFoundError:
-        return ImageInfo(error='link to a missing file')
+        return Opened(error='link to a missing file')
     except PermissionError:
-        return ImageInfo(error='no permission to read the file')
+        return Opened(error='no permission to read the file')
     except Exception as error:  # Pillow's plugins raise anything
-        return ImageInfo(error=f'damaged image: {error!r}')
+        return Opened(error=f'damaged image: {error!r}')
 
 
-def _notes(path: str, image: Image.Image) -> Iterator[str]:
-    if image.mode in MODES:
-        yield MODES[image.mode]
-    elif image.mode[0] in 'IF':
-        yield DEEP
-    kind = 'JPEG' if image.format in JPEG else image.format
-    if kind != Image.registered_extensions().get(Path(path).suffix.lower()):
-        yield f'{kind} content under another extension (read by its content)'
-    exif = Image.Image.getexif(image)  # PNG's own method would decode the image
-    if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-        yield ROTATED
-
-
-def map_files(function: Callable, paths: list, workers: int = 1, progress: bool = False) -> list:
-    """Apply a module-level function to every path, in `workers` processes, in order."""
+def open_files(
+    inspect: Callable[[str, bool], Opened],
+    folder: Path,
+    names: list[str],
+    report: Report,
+    fast: bool = False,
+    workers: int = 1,
+    progress: bool = False,
+) -> dict[str, Opened]:
+    """Open the files `folder`/name in `workers` processes; report errors, return the usable."""
+    paths = [os.path.join(folder, name) for name in names]
+    function = partial(inspect, fast=fast)
     bar = dict(total=len(paths), console=Console(stderr=True), disable=not progress)
     if workers <= 1 or len(paths) < 2 * workers:
-        return list(track(map(function, paths), 'images', **bar))
-    with ProcessPoolExecutor(workers) as pool:
+        opened = list(track(map(function, paths), folder.name, **bar))
+    else:
         chunk = min(64, -(-len(paths) // (4 * workers)))
-        return list(track(pool.map(function, paths, chunksize=chunk), 'images', **bar))
-
-
-def inspect_images(
-    folder: Path, names: list[str], report: Report, fast: bool = False, **running
-) -> dict[str, ImageInfo]:
-    """Open the files `folder`/name, report their problems; return the usable ones by name.
-
-    Args:
-        running: `workers` and `progress` of `map_files`.
-    """
-    paths = [os.path.join(folder, name) for name in names]
-    usable = {}
-    for name, info in zip(
-        names, map_files(partial(inspect_image, fast=fast), paths, **running), strict=True
-    ):
-        place = f'{folder.name}/{name}'
+        with ProcessPoolExecutor(workers) as pool:
+            results = pool.map(function, paths, chunksize=chunk)
+            opened = list(track(results, folder.name, **bar))
+    for name, info in zip(names, opened, strict=True):
         if info.error:
             kind, _, detail = info.error.partition(': ')
-            report.error(kind, f'{place} ({detail})' if detail else place)
-            continue
-        usable[name] = info
-        for note in info.notes:
-            report.note(note, place)
-    if usable:
-        sides = zip(*(info.size for info in usable.values()), strict=True)
-        extremes = [f'{min(s)} / {statistics.median_low(s)} / {max(s)}' for s in sides]
-        report.facts.append(
-            f'{folder.name}: width {extremes[0]}, height {extremes[1]} pixels '
-            '(smallest / median / largest)'
-        )
-    return usable
+            report.error(kind, [f'{folder.name}/{name}' + (f' ({detail})' if detail else '')])
+    return {name: info for name, info in zip(names, opened, strict=True) if not info.error}

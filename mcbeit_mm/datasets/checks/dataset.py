@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .ade20k import check_ade20k
 from .coco import check_coco
-from .common import EXTENSIONS, Report, inspect_images, list_images
+from .common import EXTENSIONS, Report, inspect_image, list_images, open_files
 from .imagenet import check_imagenet
 
 
@@ -15,9 +15,8 @@ def check_dataset(
 
     Args:
         layout: 'imagenet', 'ade20k', 'coco' or 'folder'.
-        root: folder of the data set.
         out: file for the report with every problem.
-        options: of the layout's check, and `fast`, `workers` and `progress`.
+        options: of the layout's check, and `fast`, `workers` and `progress` of `open_files`.
 
     Raises:
         FileNotFoundError: the folder, or a list of `options`, does not exist.
@@ -32,18 +31,13 @@ def check_dataset(
 
 
 def check_folder(root: str | Path, **reading) -> Report:
-    """Check a tree of unlabeled images, as pretraining and tokenizer training take it.
-
-    Args:
-        root: folder with images at any depth.
-        reading: `fast`, `workers` and `progress`.
-    """
+    """Check a tree of unlabeled images, as pretraining and tokenizer training take it."""
     root, report = Path(root), Report()
     names = list_images(root, report)
     report.facts.append(f'{len(names)} images')
     if not names:
         report.error(f'no image ({", ".join(EXTENSIONS)}) below {root}')
-    inspect_images(root, names, report, **reading)
+    open_files(inspect_image, root, names, report, **reading)
     return report
 
 

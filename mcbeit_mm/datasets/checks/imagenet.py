@@ -1,11 +1,9 @@
 """Check train/ and val/ with a folder per class, or lists of "path label"; write such lists."""
 
 import re
-import statistics
-from collections import Counter
 from pathlib import Path
 
-from .common import Report, inspect_images, list_images
+from .common import Report, inspect_image, list_images, open_files, repeated
 
 SPLITS = ('train', 'val')
 IMAGENET = dict(train=1_281_167, val=50_000)  # images of ImageNet-1k
@@ -42,12 +40,11 @@ def check_imagenet(
     """Check ROOT/train and ROOT/val, each with a folder per class, or flat with a list.
 
     Args:
-        root: the data set.
         classes: expected number; default: 1,000 if the folders look like ImageNet-1k.
         train_list: file of "relative/path label", relative to `root`; `val_list` likewise.
         label_order: file of class names by label, for flat folders.
         write_lists: folder for new lists of the readable images, if the layout is right.
-        reading: `fast`, `workers` and `progress`.
+        reading: see `open_files`.
     """
     root, report = Path(root), Report()
     order = Path(label_order).read_text().split() if label_order else None
@@ -57,11 +54,12 @@ def check_imagenet(
             found[split] = list_images(root / split, report)
             samples[split] = _label_images(root, split, file, found[split], report)
             names[split] = _name_labels(samples[split], order, split, report)
-            _check_classes(split, samples[split], names[split], classes, report)
+            if samples[split]:
+                _check_classes(split, len(samples[split]), names[split], classes, report)
     if all(map(names.get, SPLITS)):
         _compare_splits(*names.values(), report)
     layout_is_right = not report.errors
-    usable = {s: inspect_images(root / s, found[s], report, **reading) for s in found}
+    usable = {s: open_files(inspect_image, root / s, found[s], report, **reading) for s in found}
     if write_lists and layout_is_right:
         readable = {split: [s for s in samples[split] if s[0] in usable[split]] for split in names}
         _write_lists(Path(write_lists), readable, names, report)
@@ -109,22 +107,18 @@ def _check_folders(folder: Path, images: list[str], report: Report) -> None:
             f'of the development kit), or give a list of "path label" lines (--{split}-list)'
         )
     elif flat:
-        report.note(f'image outside the class folders of {split}/: skipped', *flat)
-    for name in sorted(classes - {_class_of(name) for name in images}):
-        report.error(
-            'class folder without images (it takes a label: fill it or delete it)',
-            f'{split}/{name}',
-        )
+        report.note(f'image outside the class folders of {split}/: skipped', flat)
+    empty = sorted(classes - {_class_of(name) for name in images})
+    kind = 'class folder without images (it takes a label: fill it or delete it)'
+    report.error(kind, [f'{split}/{name}' for name in empty])
 
 
 def _check_list(split: str, samples: Samples, images: list[str], report: Report) -> None:
-    on_disk, counts = set(images), Counter(path for path, _ in samples)
-    if missing := sorted(set(counts) - on_disk):
-        report.error(f'{split} list: no such file below {split}/ (paths start below it)', *missing)
-    if twice := sorted(path for path, count in counts.items() if count > 1):
-        report.error(f'{split} list: path given more than once', *twice)
-    if unlisted := sorted(on_disk - set(counts)):
-        report.note(f'image that the {split} list leaves out: not used', *unlisted)
+    paths = [path for path, _ in samples]
+    missing, unlisted = sorted(set(paths) - set(images)), sorted(set(images) - set(paths))
+    report.error(f'{split} list: no such file below {split}/ (paths start below it)', missing)
+    report.error(f'{split} list: path given more than once', sorted(repeated(paths)))
+    report.note(f'image that the {split} list leaves out: not used', unlisted)
     labels = sorted({label for _, label in samples})
     if labels != list(range(len(labels))):
         first = f'; labels start at {labels[0]}, subtract it' if labels[0] else ''
@@ -139,37 +133,25 @@ def _name_labels(samples: Samples, order: list[str] | None, split: str, report: 
     folders: dict[int, set[str | None]] = {}
     for path, label in samples:
         folders.setdefault(label, set()).add(_class_of(path))
-    names = {}
+    names, mixed, differing = {}, [], []
     for label, found in folders.items():
         ordered = order[label] if order and label < len(order) else ''
         names[label] = ordered if None in found else min(found)
         if len(found) > 1 and None not in found:
-            report.error(
-                f'{split} list: one label for several folders',
-                f'{label} = {", ".join(sorted(found))}',
-            )
+            mixed.append(f'{label} = {", ".join(sorted(found))}')
         elif order and names[label] != ordered:
-            report.error(f'{split} list: folder differs from the label order', f'{label}')
-    counts = Counter(filter(None, names.values()))
-    if shared := sorted(name for name, count in counts.items() if count > 1):
-        report.error(f'{split} list: several labels for one folder', *shared)
+            differing.append(label)
+    shared = sorted(repeated(filter(None, names.values())))
+    report.error(f'{split} list: one label for several folders', mixed)
+    report.error(f'{split} list: folder differs from the label order', differing)
+    report.error(f'{split} list: several labels for one folder', shared)
     return names
 
 
 def _check_classes(
-    split: str, samples: Samples, names: Names, expected: int | None, report: Report
+    split: str, images: int, names: Names, expected: int | None, report: Report
 ) -> None:
-    if not samples:
-        return
-    counts = Counter(label for _, label in samples)
-    values = counts.values()
-    line = (
-        f'{split}: {len(samples)} images in {len(counts)} classes, '
-        f'{min(values)} / {statistics.median_low(values)} / {max(values)} per class'
-    )
-    if len(counts) <= 20:
-        line += ': ' + ', '.join(f'{names[i] or i} {counts[i]}' for i in sorted(counts))
-    report.facts.append(line)
+    report.facts.append(f'{split}: {images} images in {len(names)} classes')
     in_order = [names[label] for label in sorted(names)]
     if '' not in in_order and in_order != sorted(in_order):
         report.note(
@@ -177,12 +159,6 @@ def _check_classes(
             'testing with the same lists is fine. A head belongs to one order: sort a released '
             'one by tools/convert_checkpoint.py --label-order, the lists by --write-lists'
         )
-    _check_numbers(split, names, len(samples), expected, report)
-
-
-def _check_numbers(
-    split: str, names: Names, images: int, expected: int | None, report: Report
-) -> None:
     wordnet = all(name == '' or WORDNET_ID.fullmatch(name) for name in names.values())
     imagenet = expected is None and 500 < len(names) <= 1000 and wordnet
     expected = 1000 if imagenet else expected
@@ -200,7 +176,7 @@ def _check_numbers(
 def _compare_splits(train: Names, val: Names, report: Report) -> None:
     known = [set(names.values()) - {''} for names in (train, val)]
     if all(known) and known[0] != known[1]:
-        report.error('class in train/ or val/ only', *sorted(known[0] ^ known[1]))
+        report.error('class in train/ or val/ only', sorted(known[0] ^ known[1]))
     elif len(train) != len(val):
         report.error(f'train has {len(train)} classes, val {len(val)}')
     elif all(known) and train != val:
@@ -215,19 +191,21 @@ def _write_lists(
     label_order.txt gets the names by the given labels if that is another order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = next((n for n in names.values() if n and '' not in n.values()), None)
-    classes = sorted(known.values()) if known else []
-    relabel = {i: classes.index(name) for i, name in known.items()} if known else {}
+    known = next((n for n in names.values() if n and '' not in n.values()), {})
+    given = [known[label] for label in sorted(known)]
+    classes = sorted(given)
+    relabel = {label: classes.index(name) for label, name in known.items()}
+    lists = {}
     for split, entries in samples.items():
-        text = ''.join(f'{path} {relabel.get(label, label)}\n' for path, label in entries)
-        (folder / f'{split}.txt').write_text(text)
+        lists[split] = [f'{path} {relabel.get(label, label)}' for path, label in entries]
         report.facts.append(f'wrote {folder / split}.txt: {len(entries)} readable images')
-    given = [known[label] for label in sorted(known)] if known else []
     if classes:
-        (folder / 'classes.txt').write_text('\n'.join(classes) + '\n')
+        lists['classes'] = classes
     if given != classes:
-        (folder / 'label_order.txt').write_text('\n'.join(given) + '\n')
+        lists['label_order'] = given
         report.facts.append(
             f'wrote {folder}/label_order.txt: the classes in the order of the given lists, for '
             'tools/convert_checkpoint.py --label-order'
         )
+    for name, lines in lists.items():
+        (folder / f'{name}.txt').write_text(''.join(f'{line}\n' for line in lines))

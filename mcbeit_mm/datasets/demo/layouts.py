@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +18,7 @@ NAMES = {  # split -> its name in ADE20K, in COCO
     'val': ('validation', 'val2017'),
 }
 LIMITS = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
-LAYOUTS = ('classification', 'segmentation', 'detection')
-UNFINISHED = 'unfinished'  # marks a folder that is being written
-RECIPE = 1  # increment when the images change, so that existing sets are regenerated
+RECIPE = 1  # increment when the images change, so that existing sets are not taken for new ones
 
 
 def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:
@@ -61,33 +59,6 @@ def coco_annotation(opacity: np.ndarray, label: int, image_id: int, ann_id: int)
     )
 
 
-def _prepare(out: Path, arguments: dict) -> dict | None:
-    """Return the info of a finished set with these arguments, else empty and mark `out`."""
-    info_file, marker = out / 'info.json', out / UNFINISHED
-    if info_file.is_file() and not marker.exists():
-        info = json.loads(info_file.read_text())
-        if 'arguments' not in info:
-            raise FileExistsError(f'{info_file} is not from this generator: choose another folder')
-        if info['arguments'] == arguments and all((out / name).is_dir() for name in LAYOUTS):
-            return info
-    elif out.exists() and not marker.exists() and any(out.iterdir()):
-        raise FileExistsError(f'{out} holds other files: choose an empty or missing folder')
-    out.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    info_file.unlink(missing_ok=True)
-    for name in LAYOUTS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    return None
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where links are not supported."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _write_split(out: Path, split: str, scenes: Iterable) -> int:
     """Write (image, opacities, label) scenes in all layouts; return the number of digits."""
     ade, coco = NAMES[split]
@@ -98,14 +69,14 @@ def _write_split(out: Path, split: str, scenes: Iterable) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     listed, annotations = [], []
     for image_id, (image, opacities, label) in enumerate(scenes, start=1):
-        jpg = classes[label] / f'{image_id:06d}.jpg'
-        jpg.write_bytes(cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
-        _link(jpg, images / jpg.name)
-        _link(jpg, photos / jpg.name)
+        name = f'{image_id:06d}'
+        jpg = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
+        for folder in (classes[label], images, photos):
+            (folder / f'{name}.jpg').write_bytes(jpg)
         mask = semantic_mask(opacities, label)
-        (masks / f'{jpg.stem}.png').write_bytes(cv2.imencode('.png', mask)[1])
+        (masks / f'{name}.png').write_bytes(cv2.imencode('.png', mask)[1])
         height, width = mask.shape
-        listed.append(dict(id=image_id, file_name=jpg.name, width=width, height=height))
+        listed.append(dict(id=image_id, file_name=f'{name}.jpg', width=width, height=height))
         for opacity in opacities:  # ids start at 1: pycocotools takes 0 for "not matched"
             annotations.append(coco_annotation(opacity, label, image_id, len(annotations) + 1))
     categories = [dict(id=i, name=name) for i, name in enumerate(DIGITS, start=1)]
@@ -124,33 +95,50 @@ def make_demo_data(
 ) -> dict:
     """Write the embedded data set: the same images in image folder, ADE20K and COCO layouts.
 
-    A finished set with the same arguments is kept; an unfinished or different one is regenerated.
+    A finished set with the same arguments is kept; an unfinished one leaves nothing at `out`.
 
     Args:
-        out: folder of the set; missing, empty, or an earlier set.
+        out: folder of the set; missing, empty, or a set with the same arguments.
         train: number of training images, at least 10.
         val: number of validation images, at least 10, from other digits and photograph regions.
         size: side of the square images in pixels, 64 to 512.
 
     Returns:
-        The content of `out`/info.json, which is written last: arguments, counts, sources.
+        The content of `out`/info.json: arguments, counts, sources.
     """
     arguments = dict(train=train, val=val, size=size, seed=seed, recipe=RECIPE)
+    _check_limits(arguments)
+    sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
+    out = Path(out).resolve()
+    file = out / 'info.json'
+    if file.is_file() and (info := json.loads(file.read_text())).get('arguments') == arguments:
+        return info
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(
+            f'{out} holds other files or a set with other arguments: choose another folder, or '
+            'delete the old set'
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'{out.name}_unfinished_') as folder:
+        info = dict(arguments=arguments, digits={}, sources=sources)
+        _write_set(Path(folder, 'set'), info, progress)
+        Path(folder, 'set').replace(out)
+    return info
+
+
+def _check_limits(arguments: dict) -> None:
     for name, (low, high) in LIMITS.items():
         if not low <= arguments[name] <= high:
             raise ValueError(f'{name} must be from {low} to {high}, got {arguments[name]}')
-    sources = {name: [require(name).__version__, *files] for name, (_, files) in PHOTOS.items()}
-    out = Path(out)
-    if info := _prepare(out, arguments):
-        return info
-    digits = {}
+
+
+def _write_set(out: Path, info: dict, progress: bool) -> None:
+    size, seed = info['arguments']['size'], info['arguments']['seed']
     for split in NAMES:
-        scenes = draw_split(split, arguments[split], size, seed)
-        bar = track(scenes, f'{split} images', total=arguments[split], disable=not progress)
-        digits[split] = _write_split(out, split, bar)
+        count = info['arguments'][split]
+        scenes = draw_split(split, count, size, seed)
+        bar = track(scenes, f'{split} images', total=count, disable=not progress)
+        info['digits'][split] = _write_split(out, split, bar)
     lines = '\n'.join(('background', *DIGITS)) + '\n'
     (out / 'segmentation' / 'classes.txt').write_text(lines)
-    info = dict(arguments=arguments, digits=digits, sources=sources)
     (out / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
-    (out / UNFINISHED).unlink()
-    return info

@@ -19,8 +19,7 @@ def test_folder(tmp_path, workers):
     for i in range(5):
         save(tmp_path / f'deep/{i}.jpg')
     report = check_folder(tmp_path, workers=workers)
-    assert not report.errors and report.facts[0] == '5 images'
-    assert 'width 40 / 40 / 40, height 24 / 24 / 24' in report.facts[1]
+    assert not report.errors and report.facts == ['5 images']
     for name in ('bad.jpg', 'worse.jpg'):
         save(tmp_path / name, kept=0.9)
     report = check_folder(tmp_path, workers=workers, progress=True)
