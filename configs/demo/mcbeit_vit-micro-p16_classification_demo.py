@@ -35,7 +35,6 @@ test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='Accuracy', topk=(1,)),
     dict(type='SingleLabelMetric', items=['recall'], average=None),  # accuracy of each class
-    dict(type='ConfusionMatrix'),
 ]
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(layer_decay_rate=1.0))
