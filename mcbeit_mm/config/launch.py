@@ -1,7 +1,6 @@
 """What the command-line tools share: reading configs, one-line errors, devices."""
 
 import argparse
-import difflib
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.utils import import_modules_from_strings
 
 from ..fileio.atomic_files import FULL
 from .checks.keys import check_option
@@ -65,20 +65,24 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
     """Read a config and apply `--cfg-options`, words of the form key=value.
 
     Raises:
-        FileNotFoundError: no such file; names one with a similar name.
-        ValueError: a mistake in the file or a misspelled option.
+        FileNotFoundError: no such file.
+        ValueError: a mistake in the file, a module of custom_imports that cannot be imported, or a
+            misspelled option.
     """
     if not Path(path).is_file():
-        folder = Path(path).parent
-        near = difflib.get_close_matches(
-            Path(path).name, os.listdir(folder) if folder.is_dir() else []
-        )
-        hint = f'; did you mean {folder / near[0]}?' if near else ''
-        raise FileNotFoundError(f'no config file {path}{hint}')
+        raise FileNotFoundError(f'no config file {path}')
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        if custom := cfg.get('custom_imports'):
+            import_modules_from_strings(**custom)
     except (TypeError, KeyError, AttributeError, SyntaxError) as error:
         raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
+    except ImportError as error:
+        reason = error.__context__ or error  # MMEngine's message lacks it
+        raise ValueError(
+            f'{path}: custom_imports: {error} ({reason}): install the module or correct its name '
+            'there; CHANGELOG.md lists the modules of mcbeit_mm that moved'
+        ) from error
     values = parse_options(options)
     for key in values:
         check_option(cfg, key)
@@ -128,24 +132,26 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     if cfg.get('launcher', 'none') != 'none':
         raise ValueError('--show-dir needs a single process: use tools/test.py without a launcher')
     folder = str(Path(folder).resolve())
-    hooks = dict(
-        mmpretrain=dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
-        mmseg=dict(type='SegVisualizationHook', draw=True),
-        mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+    tasks = dict(
+        mmpretrain=(
+            'UniversalVisualizer',
+            dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
+        ),
+        mmseg=('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True)),
+        mmdet=(
+            'DetLocalVisualizer',
+            dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+        ),
     )
-    visualizers = dict(
-        mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer'
-    )
-    scope = cfg.default_scope
-    if scope not in hooks:
-        raise ValueError(f'--show-dir supports {", ".join(hooks)}, not {scope!r}')
-    cfg.default_hooks.visualization = hooks[scope]
+    if cfg.default_scope not in tasks:
+        raise ValueError(f'--show-dir supports {", ".join(tasks)}, not {cfg.default_scope!r}')
+    visualizer, cfg.default_hooks.visualization = tasks[cfg.default_scope]
     backends = [dict(type='LocalVisBackend')]
-    cfg.visualizer = dict(type=visualizers[scope], vis_backends=backends, save_dir=folder)
+    cfg.visualizer = dict(type=visualizer, vis_backends=backends, save_dir=folder)
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Let a config for GPUs run on a machine without one: gloo, no pinned memory, plain BN."""
+    """Let a config for GPUs run on a machine without one: gloo, no pinned memory."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:
@@ -156,20 +162,8 @@ def adapt_to_device(cfg: Config) -> None:
         return
     if cfg.launcher != 'pytorch':
         raise ValueError(f'launcher {cfg.launcher!r} needs GPUs; on CPUs use tools/dist_train.sh')
-    _use_plain_batch_norm(cfg.model)
     # MMEngine's own set-up calls torch.cuda.set_device and gives DDP a device id: both need CUDA.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
     )
-
-
-def _use_plain_batch_norm(node: object) -> None:
-    """Replace SyncBN, which needs CUDA; MMEngine replaces it in a single process only."""
-    if isinstance(node, dict):
-        if node.get('type') in ('SyncBN', 'MMSyncBN'):
-            node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, list | tuple):
-        for child in node:
-            _use_plain_batch_norm(child)

@@ -4,9 +4,9 @@ Counts weights, gradients, AdamW's two moments, and every tensor that the forwar
 the backward pass; not the kernels' work space, nor the allocator's fragmentation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from mmengine.config import ConfigDict
@@ -17,14 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..layers import attention
+from ..layers import blocks
+from ..layers.attention import BandedBias
 from .launch import load_config
 from .synthetic import training_batch
 
 GIB = 2**30
 PRODUCTS = {
-    getattr(torch.ops.aten, name)
-    for name in ('mm', 'bmm', 'addmm', 'addmm_', 'baddbmm', 'convolution')
+    getattr(torch.ops.aten, name) for name in ('mm', 'bmm', 'addmm', 'baddbmm', 'convolution')
 }
 
 
@@ -130,7 +130,8 @@ def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', torch.bfloat16, enabled=half),
-        _lean_attention(),
+        patch.object(blocks, 'attend', _attend),
+        patch.object(BandedBias, 'attend', _attend_in_bands),
         _RandomProducts(),
     ):
         result = run()
@@ -150,13 +151,11 @@ class _RandomProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket not in PRODUCTS:
             return func(*args, **kwargs or {})
-        if func.overloadpacket is torch.ops.aten.addmm_:
-            return args[0]
         like = func(*tree_map_only(Tensor, lambda x: x.to('meta'), args), **kwargs or {})
         return torch.empty_like(like, device=args[0].device).normal_()
 
 
-class _LeanAttention(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     """Attention that keeps what fused GPU kernels keep, so not the attention matrix."""
 
     @staticmethod
@@ -166,26 +165,9 @@ class _LeanAttention(torch.autograd.Function):
         return out
 
 
-@contextmanager
-def _lean_attention() -> Iterator[None]:
-    functional = torch.nn.functional
-    original, devices = functional.scaled_dot_product_attention, attention.STEP_BY_STEP
-    checkpoint = attention.checkpoint
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return _FusedAttention.apply(q, k, v, None if bias is None else bias.to(q.dtype))
 
-    def lean(query, key, value, attn_mask=None, **kwargs):
-        dtype = query.dtype
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-        query, key, value = (t.to(dtype) for t in (query, key, value))
-        return _LeanAttention.apply(query, key, value, attn_mask)
 
-    def lean_band(band, query, key, value, *args, **kwargs):  # hooks do not see what it keeps
-        return _LeanAttention.apply(query, key, value, None)
-
-    functional.scaled_dot_product_attention, attention.STEP_BY_STEP = lean, ()
-    attention.checkpoint = lean_band
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention, attention.STEP_BY_STEP = original, devices
-        attention.checkpoint = checkpoint
+def _attend_in_bands(bands: BandedBias, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _FusedAttention.apply(q, k, v, None)  # recomputed: no band's bias is kept
