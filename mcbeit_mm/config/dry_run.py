@@ -10,8 +10,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from .checks.batch import global_batch
 from .checks.classes import innermost_dataset
-from .checks.disk import GIB, check_disk, checkpoint_size, count, free_space, planned_checkpoints
-from .checks.grids import type_name
+from .checks.disk import GIB, check_disk, count_parameters
 from .launch import set_precision, warnings_only
 from .memory import estimate_memory, input_size
 from .synthetic import training_batch
@@ -48,19 +47,14 @@ def check_step(cfg: Config) -> dict[str, str]:
     size = input_size(cfg.model)
     memory = estimate_memory(model, size, half=cfg.optim_wrapper.type != 'OptimWrapper')
     step = _train_one_step(model, optim_wrapper, size)
-    parameters, trained = count(model)
-    check_disk(cfg, parameters, trained)
+    parameters, trained = (number / 1e6 for number in count_parameters(model))
     images = cfg.train_dataloader.batch_size
-    free, place = free_space(cfg.work_dir)
-    checkpoint = checkpoint_size(cfg, parameters, trained) / GIB
     return dict(
-        model=f'{type_name(cfg.model)}, {parameters / 1e6:.1f} M parameters, '
-        f'{trained / 1e6:.1f} M trained',
+        model=f'{type(model).__name__}, {parameters:.1f} M parameters, {trained:.1f} M trained',
         data=data,
         step=step + note,
         memory=f'{memory.total(images) / GIB:.1f} GiB on a GPU for {images} images (estimate)',
-        disk=f'{planned_checkpoints(cfg)} checkpoints of {checkpoint:.2f} GiB, '
-        f'{free / GIB:.1f} GiB free at {place}',
+        disk=check_disk(cfg, model),
     )
 
 

@@ -1,17 +1,14 @@
-"""All checks of a config before a run: keys, files, classes, sizes, lengths, precision, disk."""
+"""All checks of a config before a run: keys, files, classes, sizes, lengths, precision."""
 
-import inspect
 from pathlib import Path
 
 import torch
 from mmengine import fileio
 from mmengine.config import Config, ConfigDict
-from mmpretrain.datasets import CustomDataset
 
 from ..fileio.pins import split_pin
 from .checks.batch import check_batch
 from .checks.classes import check_classes, innermost_dataset
-from .checks.disk import check_disk, count_parameters
 from .checks.grids import check_grids
 from .checks.keys import check_keys
 from .checks.schedules import check_schedules
@@ -51,8 +48,6 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
             'this config trains in fp16, which needs a GPU: use --precision bf16 or fp32'
         )
     check_batch(cfg)
-    if cfg.get('work_dir'):
-        check_disk(cfg, *count_parameters(cfg))
 
 
 def _as_list(node: ConfigDict | list | None) -> list[ConfigDict]:
@@ -85,9 +80,3 @@ def _check_dataset(name: str, dataset: ConfigDict) -> None:
         annotations = fileio.join_path(root, dataset.ann_file)
         if not fileio.isfile(annotations):
             raise FileNotFoundError(f'{name}: no annotation file {annotations}')
-    elif dataset.get('type') in ('CustomDataset', 'PhotoFolder'):
-        extensions = inspect.signature(CustomDataset).parameters['extensions'].default
-        extensions = tuple(dataset.get('extensions', extensions))
-        files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
-        if not any(file.lower().endswith(extensions) for file in files):
-            raise FileNotFoundError(f'{name}: no image ({", ".join(extensions)}) in {folder}')

@@ -37,12 +37,6 @@ def _check_labels(cfg: Config, datasets: dict[str, ConfigDict]) -> None:
     head = (cfg.model.get('head') or {}).get('num_classes')
     if not labeled or head is None:
         return
-    mixing = (cfg.model.get('data_preprocessor') or {}).get('num_classes')
-    if mixing not in (None, head):
-        raise ValueError(
-            f'model.head.num_classes is {head}, model.data_preprocessor.num_classes {mixing}: '
-            'set both to the same value'
-        )
     folders = {name: _class_folders(d) for name, d in labeled.items() if not d.get('ann_file')}
     sets = [set(names) for names in folders.values()]
     if differing := set().union(*sets) - set.intersection(*sets or [set()]):

@@ -18,8 +18,7 @@ def check_grids(cfg: Config) -> None:
 
     As far as the config states them, the mask's grid and the tokens of the tokenizer view must
     equal the patches of the student view, the head's vocabulary the tokenizer's, and crops of a
-    JPEG decoded to `enough_pixels` must not be smaller than the views. Student views may have any
-    multiple of the patch size. Models other than MCBEiT pass.
+    JPEG decoded to `enough_pixels` must not be smaller than the views. Other models pass.
 
     Raises:
         FileNotFoundError: no tokenizer, or no target cache, at the config's path.
@@ -43,7 +42,6 @@ def check_grids(cfg: Config) -> None:
         view = _pair(_value(TRANSFORMS, step, 'second_size'))
         student = _pair(_value(TRANSFORMS, step, 'size')) if view else None
         if student:
-            _check_student(student, patch, type_name(step))
             if enough:
                 _check_crops(enough, max(*student, *view), step)
             patches = _divide(student, patch)
@@ -51,15 +49,6 @@ def check_grids(cfg: Config) -> None:
             check_tokens(view, tokenizer['stride'], patches, f' in {type_name(step)}')
         if patches:
             _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, type_name(step))
-
-
-def _check_student(view: Grid, patch: Grid, transform: str) -> None:
-    if any(side % p for side, p in zip(view, patch, strict=True)):
-        raise ValueError(
-            f'the student view has {size_text(view)} pixels (size of {transform}), not a multiple '
-            f'of the patch size {size_text(patch)}: set size='
-            f'{size_argument(_fitting(view, patch))} in {transform}'
-        )
 
 
 def _check_crops(enough: int, longest: int, step: dict) -> None:
@@ -74,11 +63,6 @@ def _check_crops(enough: int, longest: int, step: dict) -> None:
             f'{longest} pixels of a view in {type_name(step)}: set enough_pixels={needed} or more, '
             'or None, where images are loaded'
         )
-
-
-def _fitting(view: Grid, patch: Grid) -> Grid:
-    """Size nearest to a view that is a multiple of the patch size."""
-    return tuple(max(round(side / p), 1) * p for side, p in zip(view, patch, strict=True))
 
 
 def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:

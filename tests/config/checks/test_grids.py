@@ -69,7 +69,6 @@ MISMATCHES = [
     (dict(second_size=(48, 32)), r'gives 6x4 tokens .* set second_size=\(32, 48\)'),
     (dict(second_size=(33, 48)), r'gives 4.125x6 tokens .* set second_size=\(32, 48\)'),
     (dict(grid_size=6), r'mask has 6x6 patches, the student view 4x6.*grid_size=\(4, 6\) in Rand'),
-    (dict(size=100), r'student view has 100x100.*patch size 16x16: set size=96 in TwoView'),
     (dict(size=96), r'gives 4x6 tokens .* for 6x6 patches: set second_size=48 in TwoView'),
     (dict(vocab_size=8192), 'tokenizer has 24 codes.*model.head.vocab_size=24'),
 ]  # fmt: skip
