@@ -1,4 +1,4 @@
-"""The leaves in which two configs differ, as data; MMEngine's Config.diff compares printed text."""
+"""Differences of two configs by leaf; MMEngine's Config.diff compares formatted text."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class Change:
-    """A leaf in which two configs differ; a side without the key is ABSENT."""
+    """A leaf in which two configs differ; ABSENT stands for a missing key."""
 
     key: Key
     old: Any
@@ -55,18 +55,18 @@ def as_text(value: Any) -> str:
 
 
 def settings(cfg: Config) -> dict[str, Any]:
-    """The part of a config that a runner reads, without helper variables of the files."""
+    """Return the part of a config that a runner reads, without helper variables."""
     return {key: value for key, value in cfg.items() if key in TOP_LEVEL}
 
 
 def compare_files(
     a: str, b: str, cfg_options: Sequence[str] = (), everything: bool = False
 ) -> list[Change]:
-    """Differences of two config files once inheritance is resolved.
+    """Return the differences of two config files after inheritance.
 
     Args:
         cfg_options: overrides of b, `key=value`.
-        everything: also variables that only config files themselves read.
+        everything: include variables that only config files read.
     """
     with warnings_only():  # not a line for each environment variable
         cfgs = load_config(a), load_config(b, cfg_options)
@@ -74,7 +74,7 @@ def compare_files(
 
 
 def differences(old: Any, new: Any, key: Key = ()) -> list[Change]:
-    """Leaves in which two configs, or parts of them, differ, in the order of their keys.
+    """Return the leaves in which two configs, or parts of them, differ, in order of their keys.
 
     Steps of a list (pipelines, hooks) are named by type: `pipeline.RandomPatchMask.mask_ratio`, and
     `RandomFlip#2` for the second of a type. A list is a leaf if it holds only plain values, or the

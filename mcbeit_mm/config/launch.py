@@ -1,4 +1,4 @@
-"""What the command-line tools share: reading configs, one-line errors, devices."""
+"""Shared by the command-line tools: reading configs, one-line errors, devices."""
 
 import argparse
 import os
@@ -151,7 +151,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Let a config for GPUs run on a machine without one: gloo, no pinned memory."""
+    """Make a config for GPUs run on a machine without one: gloo, no pinned memory."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:

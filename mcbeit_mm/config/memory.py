@@ -32,17 +32,13 @@ PRODUCTS = {
 class MemoryEstimate:
     """Bytes of one training step on one device."""
 
-    weights: int
-    gradients: int
-    moments: int
+    states: int  # weights, gradients and moments
     fixed: int  # kept for the backward pass, independent of the batch, such as position biases
     per_image: int
 
     def total(self, batch_size: int) -> int:
         """Sum for a batch of `batch_size` images."""
-        return (
-            self.weights + self.gradients + self.moments + self.fixed + batch_size * self.per_image
-        )
+        return self.states + self.fixed + batch_size * self.per_image
 
 
 def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
@@ -54,15 +50,9 @@ def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) 
     weights = list(model.parameters()) + list(model.buffers())
     if hasattr(model, 'tokenizer'):
         weights += list(model.tokenizer.parameters())
-    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    states = sum(t.nbytes * (4 if t.requires_grad else 1) for t in weights)
     two, three = (_step_bytes(model, n, size, half) for n in (2, 3))
-    return MemoryEstimate(
-        weights=sum(map(_size, weights)),
-        gradients=trained,
-        moments=2 * trained,
-        fixed=max(0, 3 * two - 2 * three),
-        per_image=three - two,
-    )
+    return MemoryEstimate(states, fixed=max(0, 3 * two - 2 * three), per_image=three - two)
 
 
 def print_estimates(
@@ -77,7 +67,7 @@ def print_estimates(
         batch: images per GPU; default the config's.
         size: (H, W) of the input; default the backbone's.
     """
-    print(f'{"GiB":>7}  weights  gradients  AdamW  fixed  per image  batch  config')
+    print('    GiB   states    fixed  per image  batch  config')
     for path in configs:
         cfg = load_config(path, cfg_options)
         init_default_scope(cfg.default_scope)
@@ -85,9 +75,13 @@ def print_estimates(
         half = cfg.optim_wrapper.type != 'OptimWrapper'
         memory = estimate_memory(model, tuple(size or input_size(cfg.model)), half)
         images = batch or cfg.train_dataloader.batch_size
-        parts = (memory.weights, memory.gradients, memory.moments, memory.fixed, memory.per_image)
-        columns = '  '.join(f'{part / GIB:7.3f}' for part in parts)
-        print(f'{memory.total(images) / GIB:7.1f}  {columns}  {images:5d}  {path}', flush=True)
+        total, states, fixed, per_image = (
+            n / GIB for n in (memory.total(images), memory.states, memory.fixed, memory.per_image)
+        )
+        print(
+            f'{total:7.1f}  {states:7.3f}  {fixed:7.3f}  {per_image:9.3f}  {images:5d}  {path}',
+            flush=True,
+        )
 
 
 def input_size(model: ConfigDict) -> tuple[int, int]:
@@ -97,10 +91,6 @@ def input_size(model: ConfigDict) -> tuple[int, int]:
     else:
         side = model.backbone.get('img_size', 224)  # MCBEiTViT's default
     return (side, side) if isinstance(side, int) else tuple(side)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:

@@ -1,4 +1,4 @@
-"""All checks of a config before a run: keys, files, classes, sizes, lengths, precision."""
+"""Check a config before a run: keys, files, classes, sizes, lengths, precision."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .checks.schedules import check_schedules
 
 
 def check_before_run(cfg: Config, testing: bool = False, checking: bool = False) -> None:
-    """Raise ValueError or FileNotFoundError, or warn, for mistakes that would show minutes later.
+    """Raise ValueError or FileNotFoundError for mistakes that would surface minutes later.
 
     Args:
         testing: check the test set only.

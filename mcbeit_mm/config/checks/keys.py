@@ -1,4 +1,4 @@
-"""Misspelled config keys, reported before anything is built."""
+"""Find misspelled config keys before anything is built."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ TOP_LEVEL = RUNNER_ARGUMENTS | {'custom_imports'}
 LOADER_ARGUMENTS = set(inspect.signature(DataLoader.__init__).parameters) - {'self'}
 # Runner.register_default_hooks
 DEFAULT_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
-# MMEngine's builders take these out of a node before its class sees the rest.
+# MMEngine's builders remove these from a node before they call its class.
 BUILDER_KEYS = {'type', '_scope_', '_delete_', 'priority'}
 BUILDER_KEYS |= {'constructor', 'paramwise_cfg', 'convert_to_iter_based'}
 # Of torch's clip_grad_norm_ and clip_grad_value_, called at the first step.
@@ -147,15 +147,5 @@ def _classes(name: str, scope: str | None) -> tuple[Callable, ...]:
     """All classes that a name may stand for: registries of models and of tasks share names."""
     source = import_module(f'{scope or "mmengine"}.registry')
     registries = [value for value in vars(source).values() if isinstance(value, Registry)]
-    found = [_find(registry, name) for registry in registries]
+    found = [registry.get(name) for registry in registries]
     return tuple(dict.fromkeys(kind for kind in found if kind is not None))
-
-
-def _find(registry: Registry | None, name: str) -> Callable | None:
-    """Like Registry.get, which is slow to find that a registry lacks a name."""
-    if '.' in name:
-        return registry.get(name)
-    registry.import_from_location()
-    while registry is not None and name not in registry.module_dict:
-        registry = registry.parent
-    return registry and registry.module_dict[name]

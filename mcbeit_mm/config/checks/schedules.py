@@ -1,4 +1,4 @@
-"""Lengths of schedules and of training, compared before anything is built."""
+"""Compare the lengths of schedules and training before anything is built."""
 
 from mmengine.config import Config, ConfigDict
 from mmengine.optim.scheduler.param_scheduler import INF
