@@ -73,21 +73,25 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
         raise FileNotFoundError(f'no config file {path}')
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-        if custom := cfg.get('custom_imports'):
-            import_modules_from_strings(**custom)
-    except (TypeError, KeyError, AttributeError, SyntaxError) as error:
+    except (TypeError, KeyError, AttributeError, SyntaxError, ImportError) as error:
         raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
-    except ImportError as error:
-        reason = error.__context__ or error  # MMEngine's message lacks it
-        raise ValueError(
-            f'{path}: custom_imports: {error} ({reason}): install the module or correct its name '
-            'there; CHANGELOG.md lists the modules of mcbeit_mm that moved'
-        ) from error
+    _import_custom_modules(path, cfg.get('custom_imports'))
     values = parse_options(options)
     for key in values:
         check_option(cfg, key)
     cfg.merge_from_dict(values)
     return cfg
+
+
+def _import_custom_modules(path: str, custom_imports: dict | None) -> None:
+    try:
+        import_modules_from_strings(**custom_imports or dict(imports=None))
+    except (TypeError, ImportError) as error:
+        reason = f' ({error.__context__})' if error.__context__ else ''  # the module's own error
+        raise ValueError(
+            f'{path}: custom_imports: {error}{reason}: install the module or correct its name '
+            'there; CHANGELOG.md lists the modules of mcbeit_mm that moved'
+        ) from error
 
 
 def parse_options(options: Sequence[str]) -> dict:

@@ -45,6 +45,20 @@ def test_custom_imports_that_fail_are_one_line(tmp_path, monkeypatch, capsys):
     path.write_text(path.read_text().replace("'])", "'], allow_failed_imports=True)"))
     with pytest.warns(UserWarning, match='needs_more failed to import'):
         launch.load_config(str(path))
+    path.write_text("custom_imports = ['needs_more']")
+    with pytest.raises(ValueError, match='custom_imports: .*must be a mapping'):
+        launch.load_config(str(path))
+
+
+def test_mistakes_in_the_file_are_one_line(tmp_path):
+    path = tmp_path / 'own.py'
+    for text, message in [
+        ("__import__('nowhere')", "own.py: ModuleNotFoundError: No module named 'nowhere'"),
+        ('model = dict(', 'own.py: SyntaxError: '),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            launch.load_config(str(path))
 
 
 def test_custom_imports_are_imported(tmp_path, monkeypatch):
