@@ -1,6 +1,7 @@
 """Compare the sizes of views, mask, backbone and tokenizer before anything is built."""
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ def check_grids(cfg: Config) -> None:
     """Raise ValueError if the sizes of a pretraining config do not match.
 
     As far as the config states them, the mask's grid and the tokens of the tokenizer view must
-    equal the patches of the student view, and the head's vocabulary the tokenizer's. Models other
-    than MCBEiT pass.
+    equal the patches of the student view, the head's vocabulary the tokenizer's, and crops of a
+    JPEG decoded to `enough_pixels` must not be smaller than the views. Other models pass.
 
     Raises:
         FileNotFoundError: no tokenizer, or no target cache, at the config's path.
@@ -32,19 +33,36 @@ def check_grids(cfg: Config) -> None:
         check_vocab(_value(MODELS, model.head, 'vocab_size'), tokenizer['vocab_size'])
     if not patch or not cfg.get('train_dataloader'):
         return
-    patches = _divide(image, patch) if image else None
+    patches, enough = _divide(image, patch) if image else None, None
     for step in _steps(cfg.train_dataloader.dataset):
         kind = _class(TRANSFORMS, step)
         if hasattr(kind, 'crop_of'):
             step = step | kind.crop_of(step['cache'])
+        enough = _value(TRANSFORMS, step, 'enough_pixels') or enough
         view = _pair(_value(TRANSFORMS, step, 'second_size'))
         student = _pair(_value(TRANSFORMS, step, 'size')) if view else None
         if student:
+            if enough:
+                _check_crops(enough, max(*student, *view), step)
             patches = _divide(student, patch)
         if view and tokenizer and patches:
             check_tokens(view, tokenizer['stride'], patches, f' in {type_name(step)}')
         if patches:
             _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, type_name(step))
+
+
+def _check_crops(enough: int, longest: int, step: dict) -> None:
+    """Raise ValueError if crops of `enough` pixels can be smaller than the views' longest side."""
+    scale, ratio = (_value(TRANSFORMS, step, key) for key in ('scale', 'ratio'))
+    if not scale or not ratio:  # not one of our transforms
+        return
+    needed = math.ceil(longest**2 / (scale[0] * min(ratio[0], 1 / ratio[1])))
+    if enough < needed:
+        raise ValueError(
+            f'enough_pixels={enough} leaves crops of {scale[0]:g} of the area smaller than the '
+            f'{longest} pixels of a view in {type_name(step)}: set enough_pixels={needed} or more, '
+            'or None, where images are loaded'
+        )
 
 
 def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:

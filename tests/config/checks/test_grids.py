@@ -1,5 +1,7 @@
 """Sizes that do not match are refused with those that would."""
 
+import math
+
 import config_files
 import pytest
 import yaml
@@ -78,6 +80,30 @@ def test_mismatch_is_refused_with_what_fits(changes, message, wrap):
     check_grids(wrap(config()))
     with pytest.raises(ValueError, match=message):
         check_grids(wrap(config(**changes)))
+
+
+@pytest.mark.parametrize('wrap', [lambda cfg: cfg, nested])
+@pytest.mark.parametrize(
+    'changes, needed',
+    [
+        ({}, 96**2 / (0.08 * 0.75)),
+        (dict(scale=(0.5, 1.0)), 96**2 / (0.5 * 0.75)),
+        (dict(ratio=(0.9, 2.0)), 96**2 / (0.08 * 0.5)),
+    ],
+)
+def test_images_decoded_to_fewer_pixels_than_crops_need(changes, needed, wrap):
+    cfg = config()
+    load, views = cfg.train_dataloader.dataset.pipeline[:2]
+    load.update(type='LoadCheckedImage', enough_pixels=math.ceil(needed))
+    views.update(changes)
+    cfg = wrap(cfg)
+    check_grids(cfg)
+    load.enough_pixels -= 1
+    message = f'smaller than the 96 pixels of a view.*set enough_pixels={math.ceil(needed)} or more'
+    with pytest.raises(ValueError, match=message):
+        check_grids(cfg)
+    load.enough_pixels = None
+    check_grids(cfg)
 
 
 def test_other_sizes_than_the_backbones_own():
