@@ -15,9 +15,10 @@ from tiny_train import write_tiny_run
 from mcbeit_mm.weights.reading import read_checkpoint
 
 
-def command(*words: str, timeout: float = 300) -> subprocess.CompletedProcess:
+def command(*words: str, first: str = '', timeout: float = 300) -> subprocess.CompletedProcess:
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH=path)
+    modules = os.pathsep.join(filter(None, [first, str(ROOT)]))
+    env = dict(os.environ, PYTHONPATH=modules, OMP_NUM_THREADS='1', PATH=path)
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
@@ -46,12 +47,15 @@ def test_a_mistake_ends_in_one_line(tool, monkeypatch, capsys):
 
 
 def test_two_processes_over_gloo_in_bf16_with_accumulation(tmp_path):
+    """Without mmdet, which is optional and takes two seconds to import."""
     folder = write_tiny_run(tmp_path)
+    (tmp_path / 'without/mmdet').mkdir(parents=True)
+    (tmp_path / 'without/mmdet/__init__.py').write_text("raise ImportError('not installed')")
     out = command(
         'bash', 'tools/dist_train.sh', str(folder / 'tiny.py'), '2', '--work-dir',
         str(folder / 'work'), '--precision', 'bf16', '--cfg-options', 'train_cfg.max_epochs=2',
         'param_scheduler.0.end=2', 'train_dataloader.num_workers=0',
-        'optim_wrapper.accumulative_counts=2',
+        'optim_wrapper.accumulative_counts=2', first=str(tmp_path / 'without'),
     )  # fmt: skip
     assert out.returncode == 0, out.stderr[-3000:]
     (scalars,) = (folder / 'work').glob('*/vis_data/scalars.json')
