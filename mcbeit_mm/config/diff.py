@@ -1,4 +1,4 @@
-"""The leaves in which two configs differ, as data; MMEngine's Config.diff compares printed text."""
+"""Differences of two configs by leaf; MMEngine's Config.diff compares formatted text."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from .checks.keys import TOP_LEVEL
 from .launch import load_config, warnings_only
 
 Key = tuple[str, ...]
-ORDER = '(order)'  # last part of the key when a list holds the same steps in another order
 
 
 class _Absent:
@@ -24,7 +23,7 @@ ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class Change:
-    """A leaf in which two configs differ; a side without the key is ABSENT."""
+    """A leaf in which two configs differ; ABSENT stands for a missing key."""
 
     key: Key
     old: Any
@@ -56,18 +55,18 @@ def as_text(value: Any) -> str:
 
 
 def settings(cfg: Config) -> dict[str, Any]:
-    """The part of a config that a runner reads, without helper variables of the files."""
+    """Return the part of a config that a runner reads, without helper variables."""
     return {key: value for key, value in cfg.items() if key in TOP_LEVEL}
 
 
 def compare_files(
     a: str, b: str, cfg_options: Sequence[str] = (), everything: bool = False
 ) -> list[Change]:
-    """Differences of two config files once inheritance is resolved.
+    """Return the differences of two config files after inheritance.
 
     Args:
         cfg_options: overrides of b, `key=value`.
-        everything: also variables that only config files themselves read.
+        everything: include variables that only config files read.
     """
     with warnings_only():  # not a line for each environment variable
         cfgs = load_config(a), load_config(b, cfg_options)
@@ -75,70 +74,40 @@ def compare_files(
 
 
 def differences(old: Any, new: Any, key: Key = ()) -> list[Change]:
-    """Leaves in which two configs, or parts of them, differ, in the order of their keys.
+    """Return the leaves in which two configs, or parts of them, differ, in order of their keys.
 
-    Lists of dicts with a `type` (pipelines, hooks) are compared step by step, where steps are
-    named by type: `pipeline.RandomPatchMask.mask_ratio`, and `RandomFlip#2` for the second of a
-    type. A list and a tuple of equal elements are equal.
+    Steps of a list (pipelines, hooks) are named by type: `pipeline.RandomPatchMask.mask_ratio`, and
+    `RandomFlip#2` for the second of a type. A list is a leaf if it holds only plain values, or the
+    same steps in another order. A list and a tuple of equal elements are equal.
     """
-    if {isinstance(side, Mapping) for side in (old, new) if side is not ABSENT} == {True}:
-        pairs = _pairs(_items(old), _items(new))
-        if pairs:
-            return [c for name, a, b in pairs for c in differences(a, b, (*key, name))]
-    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        changes = _list_differences(old, new, key)
-        if changes is not None:
-            return changes
-    return [] if _equal(old, new) else [Change(key, old, new)]
+    a, b = _parts(old), _parts(new)
+    same_kind = isinstance(old, Mapping) == isinstance(new, Mapping)
+    if a is not None and b is not None and same_kind:
+        in_order = isinstance(old, Mapping) or [n for n in a if n in b] == [n for n in b if n in a]
+        if in_order:
+            pairs = [(n, a.get(n, ABSENT), b.get(n, ABSENT)) for n in dict.fromkeys([*a, *b])]
+            return [c for name, x, y in pairs for c in differences(x, y, (*key, name))]
+    elif _as_list(old) == _as_list(new):
+        return []
+    return [Change(key, old, new)]
 
 
-def _items(node: Any) -> dict[str, Any]:
-    return {} if node is ABSENT else {str(key): value for key, value in node.items()}
-
-
-def _pairs(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(k, old.get(k, ABSENT), new.get(k, ABSENT)) for k in dict.fromkeys([*old, *new])]
-
-
-def _list_differences(old: Sequence, new: Sequence, key: Key) -> list[Change] | None:
-    """Differences by element; None if the lists are better compared as a whole."""
-    labels = _labels(old), _labels(new)
-    if all(labels) or (any(labels) and not (old and new)):
-        changes = []
-        sides = [
-            dict(zip(n or (), s, strict=True)) for n, s in zip(labels, (old, new), strict=True)
-        ]
-        for name, a, b in _pairs(*sides):
-            if ABSENT in (a, b):  # an added or removed step is one change
-                changes.append(Change((*key, name), a, b))
-            else:
-                changes += differences(a, b, (*key, name))
-        kept = [[name for name in side if name in other] for side, other in (sides, sides[::-1])]
-        if kept[0] != kept[1]:
-            changes.append(Change((*key, ORDER), *map(list, sides)))
-        return changes
-    nested = any(isinstance(element, Mapping | list | tuple) for element in [*old, *new])
-    if nested and len(old) == len(new):
-        pairs = zip(old, new, strict=True)
-        return [c for i, (a, b) in enumerate(pairs) for c in differences(a, b, (*key, str(i)))]
-    return None
-
-
-def _labels(steps: Sequence) -> list[str] | None:
-    """Name each step by its type; None unless every element is a dict that has one."""
-    if not all(isinstance(step, Mapping) and 'type' in step for step in steps):
+def _parts(node: Any) -> dict[str, Any] | None:
+    """Children by name, of a list by type or index; None for plain values and lists of them."""
+    if isinstance(node, Mapping):
+        return {str(key): value for key, value in node.items()}
+    if not isinstance(node, list | tuple):
         return None
-    labels: list[str] = []
-    for step in steps:
-        kind = step['type'] if isinstance(step['type'], str) else as_text(step['type'])
-        count = sum(label.split('#')[0] == kind for label in labels)
-        labels.append(f'{kind}#{count + 1}' if count else kind)
-    return labels
+    if node and not any(isinstance(element, Mapping | list | tuple) for element in node):
+        return None
+    parts: dict[str, Any] = {}
+    for index, step in enumerate(node):
+        kind = step.get('type') if isinstance(step, Mapping) else None
+        name = str(index) if kind is None else kind if isinstance(kind, str) else as_text(kind)
+        count = sum(label.partition('#')[0] == name for label in parts)
+        parts[f'{name}#{count + 1}' if count else name] = step
+    return parts
 
 
-def _equal(old: Any, new: Any) -> bool:
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        return len(old) == len(new) and all(map(_equal, old, new))
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return old.keys() == new.keys() and all(_equal(old[key], new[key]) for key in old)
-    return isinstance(old, bool) == isinstance(new, bool) and bool(old == new)
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

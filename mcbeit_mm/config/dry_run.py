@@ -1,4 +1,4 @@
-"""One training step on random images, and what the run would need: tools/train.py --check."""
+"""One training step on random images, and the resources of a run: tools/train.py --check."""
 
 import time
 
@@ -10,8 +10,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from .checks.batch import global_batch
 from .checks.classes import innermost_dataset
-from .checks.disk import GIB, check_disk, checkpoint_size, count, free_space, planned_checkpoints
-from .checks.grids import type_name
+from .checks.disk import GIB, check_disk, count_parameters
 from .launch import set_precision, warnings_only
 from .memory import estimate_memory, input_size
 from .synthetic import training_batch
@@ -31,7 +30,7 @@ def run_check(cfg: Config) -> None:
 
 
 def check_step(cfg: Config) -> dict[str, str]:
-    """Report on a config after forward and backward of random images; see `run_check`."""
+    """Run forward and backward on random images and return the lines of `run_check`."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg = Config(cfg.to_dict())
     note = ''
@@ -48,31 +47,26 @@ def check_step(cfg: Config) -> dict[str, str]:
     size = input_size(cfg.model)
     memory = estimate_memory(model, size, half=cfg.optim_wrapper.type != 'OptimWrapper')
     step = _train_one_step(model, optim_wrapper, size)
-    parameters, trained = count(model)
-    check_disk(cfg, parameters, trained)
+    parameters, trained = (number / 1e6 for number in count_parameters(model))
     images = cfg.train_dataloader.batch_size
-    free, place = free_space(cfg.work_dir)
-    checkpoint = checkpoint_size(cfg, parameters, trained) / GIB
     return dict(
-        model=f'{type_name(cfg.model)}, {parameters / 1e6:.1f} M parameters, '
-        f'{trained / 1e6:.1f} M trained',
+        model=f'{type(model).__name__}, {parameters:.1f} M parameters, {trained:.1f} M trained',
         data=data,
         step=step + note,
         memory=f'{memory.total(images) / GIB:.1f} GiB on a GPU for {images} images (estimate)',
-        disk=f'{planned_checkpoints(cfg)} checkpoints of {checkpoint:.2f} GiB, '
-        f'{free / GIB:.1f} GiB free at {place}',
+        disk=check_disk(cfg, model),
     )
 
 
 def _enter_last_phase(model: BaseModel) -> None:
-    """Let a tokenizer in training have its codes and discriminator, which start late."""
+    """Switch on the codes and discriminator of a tokenizer trainer, which start late."""
     if hasattr(model, 'vqgan'):
         model.placed.fill_(True)
         model.iteration.fill_(model.total_iters - 1)
 
 
 def _describe_data(cfg: Config) -> str:
-    """Size of the data set, which is built for it, batch and length of training."""
+    """Build the data set; report its size, the batch and the length of training."""
     loader, train = cfg.train_dataloader, cfg.train_cfg
     dataset = DATASETS.build(loader.dataset)
     images, processes, accumulated = global_batch(cfg)
@@ -105,23 +99,21 @@ def _train_one_step(model: BaseModel, optim_wrapper: OptimWrapper, size: tuple[i
     if not torch.isfinite(loss):
         values = ', '.join(f'{key}={value}' for key, value in losses.items())
         raise ValueError(f'the loss of random images is {loss.item()}: {values}')
-    text = (
+    missing = _check_gradients(model)
+    return (
         f'loss {loss.item():.4f} of {BATCH_SIZE} random images of {size[0]}x{size[1]}, '
-        f'{seconds:.1f} s on {device}'
+        f'{seconds:.1f} s on {device}' + (f'; no gradient reaches {missing}' if missing else '')
     )
-    if missing := _check_gradients(model):
-        text += f'; no gradient reaches {_first(missing)}'
-    return text
 
 
-def _check_gradients(model: BaseModel) -> list[str]:
-    """Names of the trained parameters without gradient; ValueError if one is not finite."""
+def _check_gradients(model: BaseModel) -> str:
+    """Name the trained parameters without gradient; ValueError if one is not finite."""
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
     bad = [name for name, grad in trained if grad is not None and not grad.isfinite().all()]
     if bad:
-        raise ValueError(f'gradients are not finite: {_first(bad)}')
-    return [name for name, grad in trained if grad is None]
+        raise ValueError(f'gradients are not finite: {_listed(bad)}')
+    return _listed([name for name, grad in trained if grad is None])
 
 
-def _first(names: list[str]) -> str:
-    return f'{len(names)} parameters ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+def _listed(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')

@@ -1,4 +1,4 @@
-"""What the command-line tools share: reading configs, one-line errors, devices."""
+"""Shared by the command-line tools: reading configs, one-line errors, devices."""
 
 import argparse
 import difflib
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.utils import import_modules_from_strings
 
 from ..fileio.atomic_files import FULL
 from .checks.keys import check_option
@@ -66,7 +67,8 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
 
     Raises:
         FileNotFoundError: no such file; names one with a similar name.
-        ValueError: a mistake in the file or a misspelled option.
+        ValueError: a mistake in the file, a module of custom_imports that cannot be imported, or a
+            misspelled option.
     """
     if not Path(path).is_file():
         folder = Path(path).parent
@@ -76,14 +78,26 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
         hint = f'; did you mean {folder / near[0]}?' if near else ''
         raise FileNotFoundError(f'no config file {path}{hint}')
     try:
-        cfg = Config.fromfile(path)
-    except (TypeError, KeyError, AttributeError, SyntaxError) as error:
+        cfg = Config.fromfile(path, import_custom_modules=False)
+    except (TypeError, KeyError, AttributeError, SyntaxError, ImportError) as error:
         raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
+    _import_custom_modules(path, cfg.get('custom_imports'))
     values = parse_options(options)
     for key in values:
         check_option(cfg, key)
     cfg.merge_from_dict(values)
     return cfg
+
+
+def _import_custom_modules(path: str, custom_imports: dict | None) -> None:
+    try:
+        import_modules_from_strings(**custom_imports or dict(imports=None))
+    except (TypeError, ImportError) as error:
+        reason = f' ({error.__context__})' if error.__context__ else ''  # the module's own error
+        raise ValueError(
+            f'{path}: custom_imports: {error}{reason}: install the module or correct its name '
+            'there; CHANGELOG.md lists the modules of mcbeit_mm that moved'
+        ) from error
 
 
 def parse_options(options: Sequence[str]) -> dict:
@@ -128,24 +142,26 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     if cfg.get('launcher', 'none') != 'none':
         raise ValueError('--show-dir needs a single process: use tools/test.py without a launcher')
     folder = str(Path(folder).resolve())
-    hooks = dict(
-        mmpretrain=dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
-        mmseg=dict(type='SegVisualizationHook', draw=True),
-        mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+    tasks = dict(
+        mmpretrain=(
+            'UniversalVisualizer',
+            dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
+        ),
+        mmseg=('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True)),
+        mmdet=(
+            'DetLocalVisualizer',
+            dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
+        ),
     )
-    visualizers = dict(
-        mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer'
-    )
-    scope = cfg.default_scope
-    if scope not in hooks:
-        raise ValueError(f'--show-dir supports {", ".join(hooks)}, not {scope!r}')
-    cfg.default_hooks.visualization = hooks[scope]
+    if cfg.default_scope not in tasks:
+        raise ValueError(f'--show-dir supports {", ".join(tasks)}, not {cfg.default_scope!r}')
+    visualizer, cfg.default_hooks.visualization = tasks[cfg.default_scope]
     backends = [dict(type='LocalVisBackend')]
-    cfg.visualizer = dict(type=visualizers[scope], vis_backends=backends, save_dir=folder)
+    cfg.visualizer = dict(type=visualizer, vis_backends=backends, save_dir=folder)
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Let a config for GPUs run on a machine without one: gloo, no pinned memory, plain BN."""
+    """Make a config for GPUs run on a machine without one: gloo, no pinned memory, plain BN."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:

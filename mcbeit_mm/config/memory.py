@@ -4,9 +4,9 @@ Counts weights, gradients, AdamW's two moments, and every tensor that the forwar
 the backward pass; not the kernels' work space, nor the allocator's fragmentation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from mmengine.config import ConfigDict
@@ -17,14 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..layers import attention
+from ..layers import blocks
+from ..layers.attention import BandedBias
 from .launch import load_config
 from .synthetic import training_batch
 
 GIB = 2**30
 PRODUCTS = {
-    getattr(torch.ops.aten, name)
-    for name in ('mm', 'bmm', 'addmm', 'addmm_', 'baddbmm', 'convolution')
+    getattr(torch.ops.aten, name) for name in ('mm', 'bmm', 'addmm', 'baddbmm', 'convolution')
 }
 
 
@@ -32,17 +32,13 @@ PRODUCTS = {
 class MemoryEstimate:
     """Bytes of one training step on one device."""
 
-    weights: int
-    gradients: int
-    moments: int
+    states: int  # weights, gradients and moments
     fixed: int  # kept for the backward pass, independent of the batch, such as position biases
     per_image: int
 
     def total(self, batch_size: int) -> int:
         """Sum for a batch of `batch_size` images."""
-        return (
-            self.weights + self.gradients + self.moments + self.fixed + batch_size * self.per_image
-        )
+        return self.states + self.fixed + batch_size * self.per_image
 
 
 def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
@@ -54,15 +50,9 @@ def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) 
     weights = list(model.parameters()) + list(model.buffers())
     if hasattr(model, 'tokenizer'):
         weights += list(model.tokenizer.parameters())
-    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    states = sum(t.nbytes * (4 if t.requires_grad else 1) for t in weights)
     two, three = (_step_bytes(model, n, size, half) for n in (2, 3))
-    return MemoryEstimate(
-        weights=sum(map(_size, weights)),
-        gradients=trained,
-        moments=2 * trained,
-        fixed=max(0, 3 * two - 2 * three),
-        per_image=three - two,
-    )
+    return MemoryEstimate(states, fixed=max(0, 3 * two - 2 * three), per_image=three - two)
 
 
 def print_estimates(
@@ -77,7 +67,7 @@ def print_estimates(
         batch: images per GPU; default the config's.
         size: (H, W) of the input; default the backbone's.
     """
-    print(f'{"GiB":>7}  weights  gradients  AdamW  fixed  per image  batch  config')
+    print('    GiB   states    fixed  per image  batch  config')
     for path in configs:
         cfg = load_config(path, cfg_options)
         init_default_scope(cfg.default_scope)
@@ -85,9 +75,13 @@ def print_estimates(
         half = cfg.optim_wrapper.type != 'OptimWrapper'
         memory = estimate_memory(model, tuple(size or input_size(cfg.model)), half)
         images = batch or cfg.train_dataloader.batch_size
-        parts = (memory.weights, memory.gradients, memory.moments, memory.fixed, memory.per_image)
-        columns = '  '.join(f'{part / GIB:7.3f}' for part in parts)
-        print(f'{memory.total(images) / GIB:7.1f}  {columns}  {images:5d}  {path}', flush=True)
+        total, states, fixed, per_image = (
+            n / GIB for n in (memory.total(images), memory.states, memory.fixed, memory.per_image)
+        )
+        print(
+            f'{total:7.1f}  {states:7.3f}  {fixed:7.3f}  {per_image:9.3f}  {images:5d}  {path}',
+            flush=True,
+        )
 
 
 def input_size(model: ConfigDict) -> tuple[int, int]:
@@ -97,10 +91,6 @@ def input_size(model: ConfigDict) -> tuple[int, int]:
     else:
         side = model.backbone.get('img_size', 224)  # MCBEiTViT's default
     return (side, side) if isinstance(side, int) else tuple(side)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
@@ -130,7 +120,8 @@ def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast('cpu', torch.bfloat16, enabled=half),
-        _lean_attention(),
+        patch.object(blocks, 'attend', _attend),
+        patch.object(BandedBias, 'attend', _attend_in_bands),
         _RandomProducts(),
     ):
         result = run()
@@ -150,13 +141,11 @@ class _RandomProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket not in PRODUCTS:
             return func(*args, **kwargs or {})
-        if func.overloadpacket is torch.ops.aten.addmm_:
-            return args[0]
         like = func(*tree_map_only(Tensor, lambda x: x.to('meta'), args), **kwargs or {})
         return torch.empty_like(like, device=args[0].device).normal_()
 
 
-class _LeanAttention(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     """Attention that keeps what fused GPU kernels keep, so not the attention matrix."""
 
     @staticmethod
@@ -166,26 +155,9 @@ class _LeanAttention(torch.autograd.Function):
         return out
 
 
-@contextmanager
-def _lean_attention() -> Iterator[None]:
-    functional = torch.nn.functional
-    original, devices = functional.scaled_dot_product_attention, attention.STEP_BY_STEP
-    checkpoint = attention.checkpoint
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return _FusedAttention.apply(q, k, v, None if bias is None else bias.to(q.dtype))
 
-    def lean(query, key, value, attn_mask=None, **kwargs):
-        dtype = query.dtype
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-        query, key, value = (t.to(dtype) for t in (query, key, value))
-        return _LeanAttention.apply(query, key, value, attn_mask)
 
-    def lean_band(band, query, key, value, *args, **kwargs):  # hooks do not see what it keeps
-        return _LeanAttention.apply(query, key, value, None)
-
-    functional.scaled_dot_product_attention, attention.STEP_BY_STEP = lean, ()
-    attention.checkpoint = lean_band
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention, attention.STEP_BY_STEP = original, devices
-        attention.checkpoint = checkpoint
+def _attend_in_bands(bands: BandedBias, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _FusedAttention.apply(q, k, v, None)  # recomputed: no band's bias is kept

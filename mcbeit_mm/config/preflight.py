@@ -1,4 +1,4 @@
-"""All checks of a config before a run: keys, files, classes, sizes, lengths, precision, disk."""
+"""Check a config before a run: keys, files, classes, sizes, lengths, precision."""
 
 import inspect
 from pathlib import Path
@@ -11,14 +11,13 @@ from mmpretrain.datasets import CustomDataset
 from ..fileio.pins import split_pin
 from .checks.batch import check_batch
 from .checks.classes import check_classes, innermost_dataset
-from .checks.disk import check_disk, count_parameters
 from .checks.grids import check_grids
 from .checks.keys import check_keys
 from .checks.schedules import check_schedules
 
 
 def check_before_run(cfg: Config, testing: bool = False, checking: bool = False) -> None:
-    """Raise ValueError or FileNotFoundError, or warn, for mistakes that would show minutes later.
+    """Raise ValueError or FileNotFoundError for mistakes that would surface minutes later.
 
     Args:
         testing: check the test set only.
@@ -51,8 +50,6 @@ def check_before_run(cfg: Config, testing: bool = False, checking: bool = False)
             'this config trains in fp16, which needs a GPU: use --precision bf16 or fp32'
         )
     check_batch(cfg)
-    if cfg.get('work_dir'):
-        check_disk(cfg, *count_parameters(cfg))
 
 
 def _as_list(node: ConfigDict | list | None) -> list[ConfigDict]:

@@ -40,12 +40,12 @@ def _pretraining(model: nn.Module, images: torch.Tensor) -> dict:
 def _classification(model: nn.Module, images: torch.Tensor) -> dict:
     from mmpretrain.structures import DataSample
 
-    labels = torch.randint(model.head.num_classes, (len(images),))
-    samples = [DataSample().set_gt_label(int(label)) for label in labels]
+    number = model.head.num_classes
+    labels = torch.randint(number, (len(images),))
+    samples = [DataSample().set_gt_label(label) for label in labels]
     if not getattr(model.head, 'cal_acc', False):  # mixing gives scores
-        scores = torch.nn.functional.one_hot(labels, model.head.num_classes).float()
-        for sample, score in zip(samples, scores, strict=True):
-            sample.set_gt_score(score)
+        for sample, label in zip(samples, labels, strict=True):
+            sample.set_gt_score(nn.functional.one_hot(label, number).float())
     return dict(inputs=images, data_samples=samples)
 
 
@@ -54,12 +54,10 @@ def _segmentation(model: nn.Module, images: torch.Tensor) -> dict:
     from mmseg.structures import SegDataSample
 
     size = tuple(images.shape[-2:])
-    samples = []
-    for _ in images:
-        sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+    samples = [SegDataSample(metainfo=dict(img_shape=size, ori_shape=size)) for _ in images]
+    for sample in samples:
         labels = torch.randint(model.decode_head.num_classes, (1, *size))
         sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
     return dict(inputs=images, data_samples=samples)
 
 
@@ -72,17 +70,14 @@ def _detection(model: nn.Module, images: torch.Tensor) -> dict:
     head = model.roi_head.bbox_head
     num_classes = (head[0] if isinstance(head, nn.ModuleList) else head).num_classes
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
-    samples = []
-    for _ in images:
+    samples = [DetDataSample(metainfo=meta) for _ in images]
+    for sample in samples:
         corner, extent = torch.rand(NUM_OBJECTS, 2) * 0.7, torch.rand(NUM_OBJECTS, 2) * 0.2 + 0.1
         boxes = torch.cat([corner, corner + extent], dim=1)
         masks = np.ones((NUM_OBJECTS, height, width), dtype=np.uint8)
-        sample = DetDataSample(metainfo=meta)
         sample.gt_instances = InstanceData(
             bboxes=boxes * torch.tensor([width, height, width, height]),
             labels=torch.randint(num_classes, (NUM_OBJECTS,)),
             masks=BitmapMasks(masks, height, width),
         )
-        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
-        samples.append(sample)
     return dict(inputs=images, data_samples=samples)

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..config.checks.batch import world_size
+from ..config.checks.disk import check_disk
 from ..config.dry_run import run_check
 from ..config.launch import (
     adapt_to_device,
@@ -67,6 +68,7 @@ def train(
         if found:
             check_resume(cfg, found, world_size(launcher), allow_changes)
         runner = Runner.from_cfg(cfg)
+        check_disk(cfg, runner.model)
         if found:
             skip_initial_weights(runner)
     record(runner.train)()  # lets torchrun report why a process died

@@ -21,8 +21,7 @@ def test_leaves_that_were_changed_added_and_removed():
     assert lines(old, new) == [
         'model.head.omega: 0.2 -> 0.5',
         'model.depth: 12 -> (absent)',
-        "model.extra.a: (absent) -> 'x'",
-        'model.extra.b: (absent) -> dict()',
+        "model.extra: (absent) -> dict(a='x', b=dict())",
     ]
     assert not differences(old, old)
 
@@ -33,12 +32,20 @@ def test_leaves_that_were_changed_added_and_removed():
         ([LOAD, FLIP], [LOAD, dict(FLIP, prob=1)], ['p.Flip.prob: 0.5 -> 1']),
         ([LOAD, FLIP], [LOAD], ["p.Flip: dict(type='Flip', prob=0.5) -> (absent)"]),
         ([], [LOAD], ["p.Load: (absent) -> dict(type='Load')"]),
-        ([LOAD, FLIP], [FLIP, LOAD], ["p.(order): ['Load', 'Flip'] -> ['Flip', 'Load']"]),
+        (
+            [FLIP, LOAD],
+            [LOAD, FLIP],
+            [
+                "p: [dict(type='Flip', prob=0.5), dict(type='Load')] -> "
+                "[dict(type='Load'), dict(type='Flip', prob=0.5)]"
+            ],
+        ),
         ([FLIP, FLIP], [FLIP, dict(FLIP, prob=0.1)], ['p.Flip#2.prob: 0.5 -> 0.1']),
         ([dict(lr=1), dict(lr=2)], [dict(lr=1), dict(lr=3)], ['p.1.lr: 2 -> 3']),
         ([0.9, 0.98], (0.9, 0.999), ['p: [0.9, 0.98] -> (0.9, 0.999)']),
         ([LOAD], None, ["p: [dict(type='Load')] -> None"]),
-        (1, True, ['p: 1 -> True']),
+        ([[1, 2], [3]], ([1, 2], [4]), ['p.1: [3] -> [4]']),
+        ([[1]], [[1], [2]], ['p.1: (absent) -> [2]']),
         (dict(), None, ['p: dict() -> None']),
     ],
 )

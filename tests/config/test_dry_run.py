@@ -105,7 +105,7 @@ class BadGradient(torch.nn.Linear):
 
 def test_gradients_are_checked_by_name(classifier):
     classifier.model.neck = dict(type='BadGradient', infinite=False)
-    assert 'no gradient reaches 1 parameters (neck.idle)' in check_step(classifier)['step']
+    assert 'no gradient reaches neck.idle' in check_step(classifier)['step']
     classifier.model.neck.infinite = True
     with pytest.raises(ValueError, match='gradients are not finite: .*neck.weight'):
         check_step(classifier)

@@ -1,6 +1,7 @@
 """Reading configs and options, one-line errors, devices, drawing."""
 
 import errno
+import sys
 from importlib import import_module
 
 import pytest
@@ -22,6 +23,51 @@ def cfg():
 def test_wrong_path_proposes_a_near_one():
     with pytest.raises(FileNotFoundError, match='did you mean .*coslr-800e_in1k.py'):
         launch.load_config(str(CONFIG).replace('800e', '801e'))
+
+
+def test_custom_imports_that_fail_are_one_line(tmp_path, monkeypatch, capsys):
+    """As in the config that an earlier version saved in a work dir."""
+    path = tmp_path / 'old.py'
+    path.write_text("custom_imports = dict(imports=['mcbeit_mm.detection_precision'])\n")
+    with pytest.raises(SystemExit) as stop, launch.one_line_errors(ValueError):
+        launch.load_config(str(path))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert error.startswith(f'error: {path}: custom_imports: Failed to import mcbeit_mm.detection_')
+    assert "(No module named 'mcbeit_mm.detection_precision'): install the module or" in error
+
+    (tmp_path / 'needs_more.py').write_text('import library_that_is_missing')
+    monkeypatch.syspath_prepend(tmp_path)
+    path.write_text("custom_imports = dict(imports=['needs_more'])\n")
+    with pytest.raises(ValueError, match="import needs_more .No module named 'library_that"):
+        launch.load_config(str(path))
+    path.write_text(path.read_text().replace("'])", "'], allow_failed_imports=True)"))
+    with pytest.warns(UserWarning, match='needs_more failed to import'):
+        launch.load_config(str(path))
+    path.write_text("custom_imports = ['needs_more']")
+    with pytest.raises(ValueError, match='custom_imports: .*must be a mapping'):
+        launch.load_config(str(path))
+
+
+def test_mistakes_in_the_file_are_one_line(tmp_path):
+    path = tmp_path / 'own.py'
+    for text, message in [
+        ("__import__('nowhere')", "own.py: ModuleNotFoundError: No module named 'nowhere'"),
+        ('model = dict(', 'own.py: SyntaxError: '),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            launch.load_config(str(path))
+
+
+def test_custom_imports_are_imported(tmp_path, monkeypatch):
+    (tmp_path / 'registers_something.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / 'own.py'
+    path.write_text("custom_imports = dict(imports=['registers_something'])\n")
+    launch.load_config(str(path))
+    assert 'registers_something' in sys.modules
 
 
 @pytest.mark.parametrize(

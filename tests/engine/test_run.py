@@ -95,7 +95,7 @@ def test_resume_continues_the_schedule_with_a_moved_tokenizer(folder, finished):
 
 def test_resume_auto_starts_or_finds_the_newest(folder, finished, capsys):
     work = train(folder, 'auto', 'train_cfg.max_epochs=1', 'param_scheduler.0.end=1', resume='auto')
-    assert 'nothing to resume' in capsys.readouterr().err
+    assert 'starting from scratch' in capsys.readouterr().err
     assert len(scalars(work)) == 4
     stamps = set(finished.iterdir())
     train(folder, 'full', resume='auto')  # already finished
@@ -111,7 +111,8 @@ def test_resume_with_another_tokenizer_is_refused(folder, finished):
 def test_compiled_blocks_may_recompile(folder, monkeypatch):
     """The limit is raised before the model is built, which is left out here."""
     monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 1)
-    monkeypatch.setattr(run.Runner, 'from_cfg', lambda cfg: SimpleNamespace(train=lambda: None))
+    fake = SimpleNamespace(train=lambda: None, model=torch.nn.Identity())
+    monkeypatch.setattr(run.Runner, 'from_cfg', lambda cfg: fake)
     train(folder, 'compiled', 'model.backbone.compile_blocks=True')
     assert torch._dynamo.config.recompile_limit == 4 * 2  # blocks
 
@@ -135,6 +136,12 @@ def test_mistakes_are_set_up_errors(arguments, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SetupError, match=text):
         run.train(**dict(config=PRETRAIN) | arguments)
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk(folder, monkeypatch):
+    monkeypatch.setattr('mcbeit_mm.config.checks.disk.free_space', lambda folder: (0, folder))
+    with pytest.raises(SetupError, match='checkpoints of .*max_keep_ckpts or --work-dir'):
+        train(folder, 'no_space')
 
 
 def test_a_missing_tokenizer(folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -14,9 +15,10 @@ from tiny_train import write_tiny_run
 from mcbeit_mm.weights.reading import read_checkpoint
 
 
-def command(*words: str, timeout: float = 300) -> subprocess.CompletedProcess:
+def command(*words: str, first: str = '', timeout: float = 300) -> subprocess.CompletedProcess:
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH=path)
+    modules = os.pathsep.join(filter(None, [first, str(ROOT)]))
+    env = dict(os.environ, PYTHONPATH=modules, OMP_NUM_THREADS='1', PATH=path)
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
@@ -31,19 +33,29 @@ def test_help_is_quick(tool):
     assert time.perf_counter() - start < 2
 
 
-def test_a_mistake_ends_in_one_line():
-    out = command(sys.executable, 'tools/test.py', 'configs/nothing.py', 'x.pth')
-    assert out.returncode == 2 and 'Traceback' not in out.stderr
-    assert out.stderr.splitlines()[-1] == 'error: no config file configs/nothing.py'
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_mistake_ends_in_one_line(tool, monkeypatch, capsys):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    main = runpy.run_path(str(ROOT / f'tools/{tool}.py'))['main']
+    words = ['configs/nothing.py', 'x.pth'][: 1 + (tool == 'test')]
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *words, '--local-rank', '1'])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == 'error: no config file configs/nothing.py\n'
+    assert os.environ.pop('LOCAL_RANK') == '1'  # for launchers that pass it as an option
 
 
 def test_two_processes_over_gloo_in_bf16_with_accumulation(tmp_path):
+    """Without mmdet, which is optional and takes two seconds to import."""
     folder = write_tiny_run(tmp_path)
+    (tmp_path / 'without/mmdet').mkdir(parents=True)
+    (tmp_path / 'without/mmdet/__init__.py').write_text("raise ImportError('not installed')")
     out = command(
         'bash', 'tools/dist_train.sh', str(folder / 'tiny.py'), '2', '--work-dir',
         str(folder / 'work'), '--precision', 'bf16', '--cfg-options', 'train_cfg.max_epochs=2',
         'param_scheduler.0.end=2', 'train_dataloader.num_workers=0',
-        'optim_wrapper.accumulative_counts=2',
+        'optim_wrapper.accumulative_counts=2', first=str(tmp_path / 'without'),
     )  # fmt: skip
     assert out.returncode == 0, out.stderr[-3000:]
     (scalars,) = (folder / 'work').glob('*/vis_data/scalars.json')

@@ -1,4 +1,4 @@
-"""The batch of one optimizer step, against the batch that the learning rate is for."""
+"""Compare the batch of an optimizer step with the one that the learning rate was set for."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def global_batch(cfg: Config) -> tuple[int, int, int]:
 
 
 def check_batch(cfg: Config) -> None:
-    """Warn if the learning rate is for another batch than the actual one and is not scaled."""
+    """Warn if the learning rate was set for another batch size and is not scaled."""
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if not base or scaling.get('enable') or 'batch_size' not in (cfg.get('train_dataloader') or {}):

@@ -1,4 +1,4 @@
-"""Classes of a model against those of its data, before anything is built."""
+"""Compare the classes of a model with those of its data before anything is built."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head', 'roi_head')
 
 
 def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Raise ValueError if a model has another number of classes than the data of these loaders."""
+    """Raise ValueError if model and data of these loaders differ in the number of classes."""
     datasets = {name: innermost_dataset(cfg[name].dataset) for name in loaders if cfg.get(name)}
     if cfg.get('default_scope') == 'mmpretrain':
         _check_labels(cfg, datasets)
@@ -52,11 +52,16 @@ def _check_labels(cfg: Config, datasets: dict[str, ConfigDict]) -> None:
         )
     for name, dataset in labeled.items():
         if name in folders:
-            _check_count(name, len(folders[name]), head, len(folders[name]) != head)
-        else:
+            count = len(folders[name])
+        else:  # a list need not have images of the last classes
             labels = read_list(Path(dataset.get('data_root') or '') / dataset.ann_file)
-            count = max(label for _, label in labels) + 1
-            _check_count(name, count, head, count > head)
+            count = max(head, max(label for _, label in labels) + 1)
+        if count != head:
+            raise ValueError(
+                f'{name} has {count} classes, the model {head}: set MCBEIT_CLASSES={count} for an '
+                'imagefolder config, otherwise --cfg-options model.head.num_classes='
+                f'{count} model.data_preprocessor.num_classes={count}'
+            )
 
 
 def _has_labels(dataset: ConfigDict) -> bool:
@@ -68,15 +73,6 @@ def _class_folders(dataset: ConfigDict) -> list[str]:
     root = dataset.get('data_root') or '.'
     folder = fileio.join_path(root, prefix if isinstance(prefix, str) else prefix['img_path'])
     return sorted(fileio.list_dir_or_file(folder, list_file=False))
-
-
-def _check_count(name: str, count: int, expected: int, wrong: bool) -> None:
-    if wrong:
-        raise ValueError(
-            f'{name} has {count} classes, the model {expected}: set MCBEIT_CLASSES={count} for an '
-            f'imagefolder config, otherwise --cfg-options model.head.num_classes={count} '
-            f'model.data_preprocessor.num_classes={count}'
-        )
 
 
 def _check_heads(cfg: Config, datasets: dict[str, ConfigDict]) -> None:

@@ -1,4 +1,4 @@
-"""Sizes of views, mask, backbone and tokenizer, compared before anything is built."""
+"""Compare the sizes of views, mask, backbone and tokenizer before anything is built."""
 
 import inspect
 import math
@@ -14,12 +14,12 @@ Grid = tuple[int, int]
 
 
 def check_grids(cfg: Config) -> None:
-    """Raise ValueError if the sizes of a pretraining config do not fit each other.
+    """Raise ValueError if the sizes of a pretraining config do not match.
 
     As far as the config states them, the mask's grid and the tokens of the tokenizer view must
     equal the patches of the student view, the head's vocabulary the tokenizer's, and crops of a
     JPEG decoded to `enough_pixels` must not be smaller than the views. Student views may have any
-    multiple of the patch size. Models other than MCBEiT pass.
+    multiple of the patch size. Other models pass.
 
     Raises:
         FileNotFoundError: no tokenizer, or no target cache, at the config's path.
@@ -54,11 +54,12 @@ def check_grids(cfg: Config) -> None:
 
 
 def _check_student(view: Grid, patch: Grid, transform: str) -> None:
-    if any(side % p for side, p in zip(view, patch, strict=True)):
+    fitting = tuple(max(round(side / p), 1) * p for side, p in zip(view, patch, strict=True))
+    if fitting != tuple(view):
         raise ValueError(
             f'the student view has {size_text(view)} pixels (size of {transform}), not a multiple '
-            f'of the patch size {size_text(patch)}: set size='
-            f'{size_argument(_fitting(view, patch))} in {transform}'
+            f'of the patch size {size_text(patch)}: set size={size_argument(fitting)} in '
+            f'{transform}'
         )
 
 
@@ -74,11 +75,6 @@ def _check_crops(enough: int, longest: int, step: dict) -> None:
             f'{longest} pixels of a view in {type_name(step)}: set enough_pixels={needed} or more, '
             'or None, where images are loaded'
         )
-
-
-def _fitting(view: Grid, patch: Grid) -> Grid:
-    """Size nearest to a view that is a multiple of the patch size."""
-    return tuple(max(round(side / p), 1) * p for side, p in zip(view, patch, strict=True))
 
 
 def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:

@@ -1,4 +1,4 @@
-"""Misspelled config keys, reported before anything is built."""
+"""Find misspelled config keys before anything is built."""
 
 import difflib
 import inspect
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import Runner
@@ -26,9 +25,11 @@ TOP_LEVEL = RUNNER_ARGUMENTS | {'custom_imports'}
 LOADER_ARGUMENTS = set(inspect.signature(DataLoader.__init__).parameters) - {'self'}
 # Runner.register_default_hooks
 DEFAULT_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
-# MMEngine's builders take these out of a node before its class sees the rest.
+# MMEngine's builders remove these from a node before they call its class.
 BUILDER_KEYS = {'type', '_scope_', '_delete_', 'priority'}
 BUILDER_KEYS |= {'constructor', 'paramwise_cfg', 'convert_to_iter_based'}
+# Of torch's clip_grad_norm_ and clip_grad_value_, called at the first step.
+CLIP_KEYS = {'type', 'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value'}
 # DefaultOptimWrapperConstructor silently ignores any other key of paramwise_cfg.
 PARAMWISE_KEYS = {
     'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
@@ -44,15 +45,15 @@ def check_keys(cfg: Config) -> None:
     left to the class's own TypeError.
     """
     refuse_unknown('the config', cfg, TOP_LEVEL)
-    hooks = cfg.get('default_hooks') or {}
-    refuse_unknown('default_hooks', hooks, DEFAULT_HOOKS)
-    for name, hook in hooks.items():
-        if isinstance(hook, dict) and 'type' not in hook:
-            near = difflib.get_close_matches(name, set(hooks) - {name}, n=1)
-            raise ValueError(f'default_hooks.{name} has no type{_hint(near)}')
+    refuse_unknown('default_hooks', cfg.get('default_hooks') or (), DEFAULT_HOOKS)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         refuse_unknown(name, cfg.get(name) or (), LOADER_ARGUMENTS)
-    _check_optimization(cfg.get('optim_wrapper') or {})
+    wrapper = cfg.get('optim_wrapper') or {}
+    given = wrapper.get('clip_grad') or ()
+    refuse_unknown('optim_wrapper.clip_grad', given, CLIP_KEYS, complete=True)
+    if wrapper.get('constructor', 'Default').startswith('Default'):
+        given = wrapper.get('paramwise_cfg') or ()
+        refuse_unknown('optim_wrapper.paramwise_cfg', given, PARAMWISE_KEYS, complete=True)
     for name in set(cfg) & RUNNER_ARGUMENTS:
         for place, node, scope in _typed_nodes(cfg[name], name, cfg.get('default_scope')):
             refuse_unknown(place, node, *arguments_of(node, scope))
@@ -86,8 +87,9 @@ def refuse_unknown(
         cutoff = 0.6 if complete else 0.9
         near = swapped or difflib.get_close_matches(key, known, n=3, cutoff=cutoff)
         if near or complete:
-            takes = f'; it takes {", ".join(sorted(known)) or "none"}'
-            raise ValueError(f'{place} has no key {key!r}{_hint(near) or takes}')
+            takes = f'it takes {", ".join(sorted(known)) or "none"}'
+            hint = f'did you mean {", ".join(near)}?' if near else takes
+            raise ValueError(f'{place} has no key {key!r}; {hint}')
 
 
 def arguments_of(node: dict | Config, scope: str | None) -> tuple[frozenset[str], bool]:
@@ -112,7 +114,7 @@ def class_arguments(kind: Callable) -> tuple[frozenset[str], bool]:
     if inspect.isclass(kind):
         calls = [c.__init__ for c in kind.__mro__ if '__init__' in vars(c) and c is not object]
         if not calls:
-            return frozenset(), kind.__new__ is object.__new__
+            return frozenset(), True
     for call in calls:
         try:
             parameters = inspect.signature(call).parameters.values()
@@ -145,31 +147,5 @@ def _classes(name: str, scope: str | None) -> tuple[Callable, ...]:
     """All classes that a name may stand for: registries of models and of tasks share names."""
     source = import_module(f'{scope or "mmengine"}.registry')
     registries = [value for value in vars(source).values() if isinstance(value, Registry)]
-    found = [_find(registry, name) for registry in registries]
+    found = [registry.get(name) for registry in registries]
     return tuple(dict.fromkeys(kind for kind in found if kind is not None))
-
-
-def _find(registry: Registry | None, name: str) -> Callable | None:
-    """Like Registry.get, which is slow to find that a registry lacks a name."""
-    if '.' in name:
-        return registry.get(name)
-    registry.import_from_location()
-    while registry is not None and name not in registry.module_dict:
-        registry = registry.parent
-    return registry and registry.module_dict[name]
-
-
-def _check_optimization(wrapper: dict) -> None:
-    """Keys that would fail at the first step (clip_grad) or never (paramwise_cfg)."""
-    if clip := wrapper.get('clip_grad'):
-        norm = clip.get('type', 'norm') == 'norm'
-        function = torch.nn.utils.clip_grad_norm_ if norm else torch.nn.utils.clip_grad_value_
-        known = class_arguments(function)[0] | {'type'}
-        refuse_unknown('optim_wrapper.clip_grad', clip, known, complete=True)
-    if wrapper.get('constructor', 'DefaultOptimWrapperConstructor').startswith('Default'):
-        given = wrapper.get('paramwise_cfg') or ()
-        refuse_unknown('optim_wrapper.paramwise_cfg', given, PARAMWISE_KEYS, complete=True)
-
-
-def _hint(near: list[str]) -> str:
-    return f'; did you mean {", ".join(near)}?' if near else ''

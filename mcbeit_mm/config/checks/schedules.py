@@ -1,6 +1,4 @@
-"""Lengths of schedules and of training, compared before anything is built."""
-
-from collections.abc import Iterator
+"""Compare the lengths of schedules and training before anything is built."""
 
 from mmengine.config import Config, ConfigDict
 from mmengine.optim.scheduler.param_scheduler import INF
@@ -23,7 +21,7 @@ def check_schedules(cfg: Config) -> None:
     epochs = train.get('max_epochs')
     if epochs or actual:
         key = 'max_epochs' if epochs else 'max_iters'
-        _check_ends(list(_entries(cfg.get('param_scheduler'))), key, epochs or actual)
+        _check_ends(cfg.get('param_scheduler') or [], key, epochs or actual)
     for hook in cfg.get('custom_hooks') or []:
         warmup = hook.get('warmup_epochs', 0)
         if epochs and warmup > epochs:
@@ -32,9 +30,12 @@ def check_schedules(cfg: Config) -> None:
             )
 
 
-def _check_ends(schedules: list[tuple[str, ConfigDict]], key: str, length: int) -> None:
+def _check_ends(schedules: list | ConfigDict, key: str, length: int) -> None:
     ends = {}
-    for place, schedule in schedules:
+    for index, schedule in enumerate(schedules if isinstance(schedules, list) else [schedules]):
+        if 'type' not in schedule:  # lists of several optimizers
+            continue
+        place = f'param_scheduler.{index}'
         by_epoch = schedule.get('by_epoch', True)
         if by_epoch and key == 'max_iters':
             if schedule.get('convert_to_iter_based'):
@@ -58,15 +59,3 @@ def _end(schedule: ConfigDict, length: int) -> float:
     begin, end = schedule.get('begin', 0), schedule.get('end', length)
     period = schedule.get('T_max')  # of a cosine, which rises afterwards
     return end if period is None else begin + period
-
-
-def _entries(
-    node: list | dict | None, place: str = 'param_scheduler'
-) -> Iterator[tuple[str, ConfigDict]]:
-    """Schedules of an entry: one, a list of them, or lists by optimizer."""
-    if isinstance(node, dict) and 'type' in node:
-        yield place, node
-    elif node:
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, child in items:
-            yield from _entries(child, f'{place}.{key}')

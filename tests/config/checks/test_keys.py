@@ -41,7 +41,6 @@ MISTAKES = [
     (PRETRAIN, 'train_cfg.max_epoch', 3, 'did you mean max_epochs'),
     (PRETRAIN, 'default_hooks.checkpoint.max_keep_chkpts', 3, 'did you mean max_keep_ckpts'),
     (PRETRAIN, 'default_hooks.chekpoint', dict(type='CheckpointHook'), 'did you mean checkpoint'),
-    (PRETRAIN, 'default_hooks.numeric', dict(limit=3), 'no type; did you mean numerics'),
     (PRETRAIN, 'custom_hooks.0.intervall', 3, "no key 'intervall'"),
     (PRETRAIN, 'train_datalaoder', dict(), 'did you mean train_dataloader'),
     (PRETRAIN, 'modle', dict(), 'did you mean model'),
@@ -51,7 +50,7 @@ MISTAKES = [
     (DETECTION, 'model.train_cfg.rpn.assigner.pos_iou_th', 1, 'did you mean pos_iou_thr'),
     (DETECTION, 'optim_wrapper.paramwise_cfg.norm_decay', 0, 'did you mean norm_decay_mult'),
 ]  # fmt: skip
-UNTYPED = ('default_hooks.num', 'optim_wrapper.clip_grad', 'optim_wrapper.paramwise_cfg')
+UNTYPED = ('optim_wrapper.clip_grad', 'optim_wrapper.paramwise_cfg')
 TAKEN = [
     (DETECTION, f'model.test_cfg.{stage}.nms.{key}')
     for stage in ('rpn', 'rcnn')
