@@ -41,9 +41,6 @@ def restore(runner: Runner, states: list[dict]) -> None:
     """Load this process's part of what `collect` gathered.
 
     With another number of processes it is dropped with a warning.
-
-    Raises:
-        ValueError: the states are those of another model.
     """
     if len(states) != get_world_size():
         runner.logger.warning(
@@ -53,18 +50,11 @@ def restore(runner: Runner, states: list[dict]) -> None:
         return
     state = states[get_rank()]
     model = unwrap(runner.model)
-    gradients, modules = state.get('gradients', {}), state.get('modules', {})
-    params, known = dict(model.named_parameters()), dict(model.named_modules())
-    if unknown := sorted((gradients.keys() - params.keys()) | (modules.keys() - known.keys())):
-        raise ValueError(
-            f'the checkpoint holds states of parts that the model lacks: {unknown[:5]}'
-        )
-    for name, gradient in gradients.items():
-        params[name].grad = gradient.to(params[name].device, copy=True)
-    for name, module_state in modules.items():
-        known[name].load_rank_state(module_state)
-    if gradients:
-        runner.logger.info(f'restored accumulated gradients of {len(gradients)} parameters')
+    for name, gradient in state.get('gradients', {}).items():
+        param = model.get_parameter(name)
+        param.grad = gradient.to(param.device, copy=True)
+    for name, module_state in state.get('modules', {}).items():
+        model.get_submodule(name).load_rank_state(module_state)
 
 
 def _own_state(runner: Runner) -> dict[str, Any]:
