@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mcbeit_mm.config.options import check_option
+from mcbeit_mm.config.checks.keys import check_option
 
-DOCS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+DOCS = [ROOT / 'README.md', ROOT / 'configs/README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 SCRIPTS = {  # shell scripts hand the rest of their arguments on
     'dist_train.sh': 'train.py',
     'dist_test.sh': 'test.py',

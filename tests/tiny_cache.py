@@ -94,8 +94,8 @@ def cached_config(cfg, cache):
     return cfg
 
 
-def make_cache(cfg, out, k=None, num_crops=3, **kwargs):
+def make_cache(cfg, out, k=None, num_crops=3):
     """Build a cache; return its builder."""
-    builder = CacheBuilder(cfg, k, num_crops, **kwargs)
-    builder.build(out, batch_size=2, report=lambda _: None)
+    builder = CacheBuilder(cfg, k, num_crops)
+    builder.build(out, batch_size=2)
     return builder

@@ -2,7 +2,8 @@
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 
-It starts the other tools, as one would by hand; their output is in OUT/STAGE.log.
+Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools as one would by
+hand; their output is in OUT/STAGE.log.
 """
 
 import argparse
@@ -15,19 +16,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = {  # name -> minutes on 2 CPU cores with AMX, what it does
-    'data': (0.3, 'handwritten digits on photographs'),
-    'tokenizer': (1.7, 'a small Gumbel VQGAN learns the visual vocabulary'),
-    'pretrain': (4.5, 'a small ViT predicts masked patches (mc-BEiT)'),
-    'evaluate': (0.7, 'k-NN and linear probe of frozen features, pretrained and random'),
-    'classification': (1.7, 'which digit an image shows'),
-    'segmentation': (1.5, 'the digit of every pixel (UperNet)'),
-    'detection': (2.1, 'boxes and masks of all digits (Mask R-CNN)'),
-    'report': (0.5, 'tables, curves and pictures'),
+STAGES = {
+    'data': 'handwritten digits on photographs',
+    'tokenizer': 'a small Gumbel VQGAN learns the visual vocabulary',
+    'pretrain': 'a small ViT predicts masked patches (mc-BEiT)',
+    'evaluate': 'k-NN and linear probe of frozen features, pretrained and random',
+    'classification': 'which digit an image shows',
+    'segmentation': 'the digit of every pixel (UperNet)',
+    'detection': 'boxes and masks of all digits (Mask R-CNN)',
+    'report': 'tables, curves and pictures',
 }
 TASKS = ('classification', 'segmentation', 'detection')
-FP32_TIME = 2.1  # in fp32 the stages took 27 minutes instead of 13
-PROGRESS = re.compile(r'(Epoch|Iter)\((train|val)\).*')  # of MMEngine's log, without its head
+PROGRESS = re.compile(r'(Epoch|Iter)\((train|val)\).*')  # in MMEngine's log
 
 
 def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
@@ -82,21 +82,19 @@ def run(stage: str, commands: dict[str, list], env: dict[str, str], out: Path) -
     """Run commands side by side, sharing the cores; SystemExit at the first that fails."""
     if len(commands) > 1:  # more threads than cores would wait for each other
         env = env | dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // len(commands))))
-    jobs = []
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    jobs, logs = [], {}
     with ThreadPoolExecutor(len(commands)) as pool:
         try:
-            followed = {}
             for label, (tool, *arguments) in commands.items():
-                log = out / f'{"-".join(filter(None, (stage, label)))}.log'
+                log = out / (f'{stage}-{label}.log' if label else f'{stage}.log')
                 command = [sys.executable, ROOT / 'tools' / tool, *arguments]
-                pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                 jobs.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipe))
-                followed[pool.submit(follow, jobs[-1], label, log, tool == 'train.py')] = log
-            for ended in as_completed(followed):
+                logs[pool.submit(follow, jobs[-1], label, log, tool == 'train.py')] = log
+            for ended in as_completed(logs):
                 if ended.result():
-                    log = followed[ended]
-                    tail = '\n'.join(log.read_text().splitlines()[-15:])
-                    raise SystemExit(f'{tail}\nstage {stage!r} failed; its full output: {log}')
+                    tail = '\n'.join(logs[ended].read_text().splitlines()[-15:])
+                    raise SystemExit(f'{tail}\nstage {stage!r} failed; full output: {logs[ended]}')
         finally:
             for job in jobs:
                 job.kill()
@@ -104,13 +102,13 @@ def run(stage: str, commands: dict[str, list], env: dict[str, str], out: Path) -
 
 def follow(job: subprocess.Popen, label: str, log: Path, training: bool) -> int:
     """Copy a command's output to its log and the terminal, there only the progress of training."""
+    head = f'    {label}: ' if label else '    '
     with log.open('w') as file:
         for line in job.stdout:
             file.write(line)
-            shown = PROGRESS.search(line) if training else line.rstrip()
-            if shown:
-                text = shown[0] if training else shown
-                print('   ', f'{label}: {text}' if label else text, flush=True)
+            progress = PROGRESS.search(line)
+            if progress or not training:
+                print(head + (progress[0] if training else line.rstrip()), flush=True)
     return job.wait()
 
 
@@ -121,15 +119,11 @@ def main() -> None:
     args = parser.parse_args()
     out, data = args.out.resolve(), args.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    chosen, start = precision(), time.monotonic()
-    left = sum(minutes for minutes, _ in STAGES.values()) * (1 if chosen == 'bf16' else FP32_TIME)
-    for number, (stage, words) in enumerate(commands(out, data, chosen).items(), 1):
-        minutes, what = STAGES[stage]
-        print(f'[{number}/{len(STAGES)}] {stage}: {what} (about {left:.0f} min left)', flush=True)
-        begin = time.monotonic()
+    start = time.monotonic()
+    for index, (stage, words) in enumerate(commands(out, data, precision()).items(), 1):
+        minutes = (time.monotonic() - start) / 60
+        print(f'[{index}/{len(STAGES)}, {minutes:.1f} min] {stage}: {STAGES[stage]}', flush=True)
         run(stage, words, environment(stage, out, data), out)
-        print(f'    done in {time.monotonic() - begin:.0f} s')
-        left -= minutes * (1 if chosen == 'bf16' else FP32_TIME)
     print(f'Finished in {(time.monotonic() - start) / 60:.1f} min. Open {out}/report.html')
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on several GPUs (or CPU processes) of this machine, or of NNODES machines.
 #   bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
-# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT alike on each. On one machine a free port is chosen.
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each. One machine: a free port is chosen.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]" >&2

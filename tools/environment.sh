@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Print the Python interpreter of the environment that `make` works in: the active virtualenv or
-# conda environment, else .venv in the repository, made on first use with the first that serves of
-# python3.12, python3.11, python3.10 and python3. PYTHON=... asks for .venv with that interpreter.
+# Print the Python interpreter of the environment that `make` uses: the active virtualenv or conda
+# environment, otherwise .venv in the repository, created on first use with the first working one of
+# python3.12, python3.11, python3.10 and python3. PYTHON=... selects .venv with that interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

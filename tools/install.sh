@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install this repository, editable, and what it needs into the environment of tools/environment.sh.
+# Install this repository (editable) and its requirements into the environment of tools/environment.sh.
 #   [PYTHON=python3.12] [EXTRAS=all] tools/install.sh
-# Versions come from constraints.txt, save that a working torch and torchvision are kept. Does
-# nothing if the last installation there was of the same setup.py, constraints.txt and EXTRAS.
+# Versions come from constraints.txt, but a working torch and torchvision are kept. Does nothing if
+# the last installation had the same setup.py, constraints.txt and EXTRAS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${EXTRAS:-all}

@@ -1,6 +1,6 @@
-# Sourced by dist_train.sh and dist_test.sh: torchrun with the right rendezvous.
-# Signals go to torchrun's processes, which save and end with 75 (see InterruptHook): torchrun itself
-# would kill them after 30 s. Status: 75 if they were interrupted, where torchrun has 1 for any failure.
+# Sourced by dist_train.sh and dist_test.sh: runs torchrun with a suitable rendezvous.
+# Signals go to torchrun's processes, which save and exit with 75 (see InterruptHook); torchrun itself
+# would kill them after 30 s. The status is 75 if they were interrupted; torchrun's is 1 for any failure.
 source "$(dirname "${BASH_SOURCE[0]}")/pass_signals.sh"
 
 launch_distributed() {
@@ -24,10 +24,10 @@ launch_distributed() {
   elif [ -n "${PORT:-}" ]; then
     rendezvous=(--nnodes 1 --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "$PORT")
   else
-    # Port 0 lets torchrun's own rendezvous take a free one: two jobs on one machine never collide.
+    # Port 0 lets torchrun's rendezvous choose a free port, so two jobs on one machine never collide.
     rendezvous=(--nnodes 1 --rdzv-backend c10d --rdzv-endpoint localhost:0)
   fi
-  # Without CUDA several processes share the cores.
+  # Without CUDA, several processes share the cores.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   MCBEIT_INTERRUPTED=$(mktemp) # InterruptHook writes 75 into it
   export MCBEIT_INTERRUPTED
@@ -44,6 +44,6 @@ launch_distributed() {
 }
 
 signal_processes() {
-  # No processes yet, or no pkill: torchrun passes it on.
+  # No processes yet, or no pkill: signal torchrun, which passes it on.
   pkill -"$1" -P "$2" || kill -"$1" "$2"
 }

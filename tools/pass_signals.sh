@@ -1,11 +1,10 @@
-# Sourced by the launch scripts: run a command that gets this shell's signals, exactly once each.
+# Sourced by the launch scripts: runs a command that gets each of this shell's signals exactly once.
 
-# Run a command with a function that is told of each signal (its name, the command's process) and
-# return the command's status.
+# Call FUNCTION NAME PID for each signal while COMMAND runs; return the status of COMMAND.
 run_passing_signals() {
   local on_signal=$1 name child
   shift
-  set -m # a process group of its own, which Ctrl-C does not reach on another way too
+  set -m # a process group of its own, so that Ctrl-C does not reach it directly as well
   "$@" &
   child=$!
   set +m

@@ -3,11 +3,11 @@
 #   GPUS=16 GPUS_PER_NODE=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
 # CPUS_PER_TASK and SRUN_ARGS are passed on.
 #
-# A run that is interrupted by SIGTERM, SIGINT or SIGUSR1 saves, ends with status 75, and goes on with --resume:
-# - in a batch job (sbatch --requeue --open-mode=append --signal=USR1@300: 300 s before the time limit, in which an
-#   iteration and a checkpoint must fit) by putting it back into the queue, unless it was cancelled;
-# - otherwise by another srun, unless it was this script that got the signal.
-# At most MAX_RESTARTS times, 50: a run of twelve days in slices of six hours. Then the status is 75.
+# A run interrupted by SIGTERM, SIGINT or SIGUSR1 saves, exits with status 75 and continues with --resume:
+# - a batch job (sbatch --requeue --open-mode=append --signal=USR1@300, where 300 s must suffice for an iteration and
+#   a checkpoint) is requeued, unless it was cancelled;
+# - otherwise srun is repeated, unless this script itself got the signal.
+# After MAX_RESTARTS restarts, by default 50 (twelve days in slices of six hours), the status is 75.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: [GPUS=16] bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]" >&2
@@ -25,7 +25,7 @@ signalled=
 
 pass_on() {
   signalled=1
-  # srun hands TERM and USR1 to its tasks, but answers a single INT by a report.
+  # srun forwards TERM and USR1 to its tasks, but answers a single INT with a status report.
   if [ "$1" = INT ]; then set -- TERM "$2"; fi
   kill -"$1" "$2"
 }
@@ -42,26 +42,26 @@ train() {
 
 while true; do
   arguments=("${@:4}")
-  # The last --resume counts: the newest checkpoint, whatever the first start began from.
+  # The last --resume counts, so restarts use the newest checkpoint even if the first start named one.
   if [ "$restarts" -gt 0 ]; then arguments+=(--resume); fi
   status=0
   train ${arguments[@]+"${arguments[@]}"} || status=$?
   if [ "$status" != 75 ]; then exit "$status"; fi
   if [ "$restarts" -ge "${MAX_RESTARTS:-50}" ]; then
-    echo "interrupted and saved; $restarts restarts are enough (MAX_RESTARTS): go on by --resume" >&2
+    echo "interrupted and saved after $restarts restarts (MAX_RESTARTS): continue with --resume" >&2
     exit 75
   fi
   if [ -n "${SLURM_JOB_ID:-}" ] && command -v scontrol >/dev/null; then
     if [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=RUNNING* ]]; then
-      echo "interrupted and saved: back into the queue" >&2
+      echo "interrupted and saved: requeueing" >&2
       scontrol requeue "$SLURM_JOB_ID"
     fi
     exit 75
   fi
   if [ -n "$signalled" ]; then
-    echo "interrupted and saved: go on by --resume" >&2
+    echo "interrupted and saved: continue with --resume" >&2
     exit 75
   fi
   restarts=$((restarts + 1))
-  echo "interrupted and saved: srun again, with --resume" >&2
+  echo "interrupted and saved: repeating srun with --resume" >&2
 done

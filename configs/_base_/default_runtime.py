@@ -1,4 +1,4 @@
-"""What every pretraining run shares: the transfer runtime, and what belongs to the tokenizer."""
+"""Runtime of pretraining: the transfer runtime and the tokenizer's hook and log values."""
 
 _base_ = './transfer_runtime.py'
 
@@ -8,7 +8,7 @@ default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=3),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type='TokenizerIdentityHook')]
-# Training values but the learning rate are averaged over the window.
+# Training values except the learning rate are averaged over the window.
 log_processor = dict(
     mean_pattern=r'.*(loss|time|grad_norm|kl|entropy|mlm_acc|images_per_s|share)',
 )

@@ -1,4 +1,4 @@
-"""The transfer runtime in mmdet's scope; tools/test.py ... --show-dir DIR draws predictions."""
+"""Runtime of detection; tools/test.py ... --show-dir DIR draws predictions."""
 
 _base_ = './transfer_runtime.py'
 

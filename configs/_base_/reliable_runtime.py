@@ -1,4 +1,4 @@
-"""Hooks of docs/reliability.md; with a Resumable*Loop in train_cfg for any MMEngine config."""
+"""Hooks of docs/reliability.md for any MMEngine config, with a Resumable*Loop in train_cfg."""
 
 custom_imports = dict(imports=['mcbeit_mm'], allow_failed_imports=False)
 

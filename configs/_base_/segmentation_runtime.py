@@ -1,6 +1,6 @@
-"""What every segmentation run adds to the transfer runtime: iterations for epochs, drawing.
+"""Runtime of segmentation, counted in iterations.
 
-tools/test.py ... --show-dir DIR writes truth | prediction, drawn over each test photo.
+tools/test.py ... --show-dir DIR draws truth | prediction over each test photo.
 """
 
 _base_ = './transfer_runtime.py'

@@ -1,4 +1,4 @@
-"""What every transfer run shares: imports, hooks, logging, seed. default_scope is the task's."""
+"""Runtime of transfer: imports, hooks, logging, seed. Each task sets its default_scope."""
 
 _base_ = './reliable_runtime.py'
 
@@ -11,7 +11,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 custom_hooks = [
-    dict(type='FitWeightsHook'),  # load_from: resizes tables, refuses foreign weights
+    dict(type='FitWeightsHook'),  # load_from: resizes position tables, refuses unrelated weights
     dict(type='ThroughputHook'),
 ]
 env_cfg = dict(
@@ -20,12 +20,12 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-# Training values but the learning rate are averaged over the window; those of evaluations are not.
+# Training values except the learning rate are averaged over the window, evaluations are not.
 log_processor = dict(
     window_size=10, mean_pattern=r'.*(loss|time|grad_norm|acc$|acc_seg|images_per_s)'
 )
 log_level = 'INFO'
 load_from = None
 resume = False
-# Each rank draws its own crops and mixes; DistributedDataParallel sends rank 0's weights to all.
+# Each rank draws its own crops and mixes; DistributedDataParallel broadcasts rank 0's weights.
 randomness = dict(seed=0, diff_rank_seed=True)

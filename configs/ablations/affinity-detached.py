@@ -1,4 +1,4 @@
-"""No gradient through the affinity; the authors let it flow."""
+"""No gradient through the affinity; the authors have one."""
 
 _base_ = './baseline.py'
 

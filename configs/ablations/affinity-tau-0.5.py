@@ -1,4 +1,4 @@
-"""Affinity softmax at temperature 0.5 instead of 1: nearer patches weigh more."""
+"""Affinity softmax with temperature 0.5 instead of 1, which favors similar patches."""
 
 _base_ = './baseline.py'
 

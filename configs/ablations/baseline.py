@@ -1,6 +1,6 @@
-"""What every ablation changes one thing of: random 75 % masks, tau 4, omega 0.2, soft targets.
+"""Baseline of all ablations: random 75 % masks, tau 4, omega 0.2, soft targets.
 
-MCBEIT_ABLATION=in1k (ViT-B, 300 epochs) or photos (a small ViT, any photo folder) says where.
+MCBEIT_ABLATION=in1k (ViT-B, 300 epochs) or photos (a small ViT, any photo folder) selects the base.
 """
 
 _base_ = '../_base_/ablations/{{$MCBEIT_ABLATION:in1k}}.py'

@@ -1,4 +1,4 @@
-"""BEiT's targets: the tokenizer's best code alone, no refinement."""
+"""BEiT's targets: only the tokenizer's best code, no refinement."""
 
 _base_ = './baseline.py'
 

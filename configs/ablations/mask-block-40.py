@@ -1,6 +1,6 @@
 """BEiT's block masks instead of random 75 %: at most 75 of 196 patches, blocks of 16 or more.
 
-On other grids the same shares of the patches. BEiT calls it 40 %.
+Other grids use the same fractions of the patches. BEiT calls this 40 %.
 """
 
 _base_ = './baseline.py'

@@ -1,4 +1,4 @@
-"""Random masks over 60 % of the patches instead of 75 %."""
+"""Random masks of 60 % of the patches instead of 75 %."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""Refined targets weigh 0.8 instead of 0.2."""
+"""Weight of the refined targets 0.8 instead of 0.2."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""No refinement: targets are the tokenizer's probabilities."""
+"""No refinement: the targets are the tokenizer's probabilities."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""Refined targets alone."""
+"""Only the refined targets (weight 1 instead of 0.2)."""
 
 _base_ = './baseline.py'
 

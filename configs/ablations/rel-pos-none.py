@@ -1,4 +1,4 @@
-"""Absolute position embeddings alone, without the shared relative position bias."""
+"""Absolute position embeddings only, without the shared relative position bias."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""Tokenizer probabilities at temperature 8 instead of 4."""
+"""Tokenizer softmax with temperature 8 instead of 4."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""Targets of the DALL-E dVAE; MCBEIT_TOKENIZER is the folder with encoder.pkl."""
+"""Targets from the DALL-E dVAE; MCBEIT_TOKENIZER is the folder with encoder.pkl."""
 
 _base_ = './baseline.py'
 

@@ -1,4 +1,4 @@
-"""Targets of a DALLE-pytorch dVAE; MCBEIT_TOKENIZER is the folder with pytorch_model.bin."""
+"""Targets from a DALLE-pytorch dVAE; MCBEIT_TOKENIZER is the folder with pytorch_model.bin."""
 
 _base_ = './baseline.py'
 

@@ -1,6 +1,6 @@
-"""Targets of a VQGAN with nearest-neighbour codes; MCBEIT_TOKENIZER is its folder.
+"""Targets from a VQGAN with nearest-neighbor codes; MCBEIT_TOKENIZER is its folder.
 
-The logits are minus squared distances; tau and omega stay.
+The logits are negative squared distances; tau and omega are unchanged.
 """
 
 _base_ = './baseline.py'

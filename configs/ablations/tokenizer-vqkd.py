@@ -1,12 +1,12 @@
-"""Targets of BEiT v2's VQ-KD; MCBEIT_TOKENIZER is its checkpoint file.
+"""Targets from BEiT v2's VQ-KD; MCBEIT_TOKENIZER is its checkpoint file.
 
-It has stride 16, so it looks at a larger view; its logits are cosines, so tau is small.
+Its stride is 16, so its view is larger; its logits are cosines, so tau is small.
 """
 
 _base_ = './baseline.py'
 
 model = dict(
-    head=dict(vocab_size=None, tau=0.07),  # own choice: soft, yet far from uniform
+    head=dict(vocab_size=None, tau=0.07),  # own choice: soft, but far from uniform
     target_generator=dict(
         type='VQKDTokenizer', checkpoint='{{$MCBEIT_TOKENIZER:weights/vqkd_encoder.pth}}'
     ),

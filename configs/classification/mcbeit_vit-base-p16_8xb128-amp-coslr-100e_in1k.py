@@ -1,4 +1,4 @@
-"""ViT-B/16 fine-tuned on ImageNet-1k, the authors' recipe on 8 GPUs; 84.1 top-1 (their figure).
+"""ViT-B/16 fine-tuned on ImageNet-1k: the authors' recipe for 8 GPUs. They report 84.1 top-1.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/imagenet bash tools/dist_train.sh
 configs/classification/mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py 8

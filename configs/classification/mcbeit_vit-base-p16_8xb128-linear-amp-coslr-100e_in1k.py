@@ -1,7 +1,7 @@
-"""Linear probe of ViT-B/16 on ImageNet-1k: the backbone is frozen, the head learns.
+"""Linear probe of a frozen ViT-B/16 on ImageNet-1k.
 
-Numbers: BEiT's run_linear_eval.py. It trains one head per block on [class token, mean]; here the
-head sees the normalised mean of one block. Intermediate blocks are better than the last, try
+Numbers from BEiT's run_linear_eval.py, which trains one head per block on [class token, mean]; here
+the head gets the normalized mean of one block. Intermediate blocks are better than the last: try
 --cfg-options model.backbone.out_indices=8
 """
 

@@ -1,7 +1,7 @@
-"""ViT-B/16 at 384 px, continuing from a classifier fine-tuned at 224 px (MCBEIT_WEIGHTS).
+"""ViT-B/16 at 384 px, from a classifier fine-tuned at 224 px (MCBEIT_WEIGHTS).
 
-All numbers: BEiT's command for weights that are fine-tuned already, without mixing; its README
-says to set --input_size 384. The head is loaded too; tables are resized (geometric, as BEiT's).
+All numbers from BEiT's command for fine-tuned weights, without mixing; its README says to set
+--input_size 384. The head is loaded too; position tables are resized (geometric, as in BEiT).
 """
 
 _base_ = './mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py'

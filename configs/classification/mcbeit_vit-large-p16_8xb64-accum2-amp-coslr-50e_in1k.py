@@ -1,6 +1,6 @@
-"""ViT-L/16 fine-tuned on ImageNet-1k with BEiT-L's recipe; the authors report 85.6 top-1 for L.
+"""ViT-L/16 fine-tuned on ImageNet-1k with BEiT-L's recipe. The authors report 85.6 top-1 for L.
 
-The authors give no command for L; this is BEiT's for self-supervised weights, 8 x 64 x 2 = 1024.
+They give no command for L; this is BEiT's for self-supervised weights, batch 8 x 64 x 2 = 1024.
 """
 
 _base_ = './mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py'

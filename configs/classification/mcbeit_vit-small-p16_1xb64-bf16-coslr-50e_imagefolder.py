@@ -1,4 +1,4 @@
-"""ViT-S/16 fine-tuned on your own photos, one GPU: folders train/CLASS/*.jpg and val/CLASS/*.jpg.
+"""ViT-S/16 fine-tuned on your own train/CLASS/*.jpg and val/CLASS/*.jpg, with one GPU.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/photos MCBEIT_CLASSES=10 python tools/train.py
 configs/classification/mcbeit_vit-small-p16_1xb64-bf16-coslr-50e_imagefolder.py
@@ -23,7 +23,7 @@ optim_wrapper = dict(
     type='Bf16OptimWrapper',
     optimizer=dict(lr=4e-3 * 64 / 1024),  # the linear rule from the authors' batch
 )
-train_cfg = dict(max_epochs=50)  # these and the warm-up: own choice
+train_cfg = dict(max_epochs=50)  # own choice, as is the warm-up
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(warmup=5, end=50)
 auto_scale_lr = dict(base_batch_size=64)

@@ -1,4 +1,4 @@
-"""ViT-S/16 fine-tuned on ImageNet-1k: the authors' ViT-B recipe (they give none for S)."""
+"""ViT-S/16 fine-tuned on ImageNet-1k with the authors' recipe for ViT-B (they give none for S)."""
 
 _base_ = './mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py'
 

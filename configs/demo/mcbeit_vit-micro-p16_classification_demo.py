@@ -1,8 +1,8 @@
-"""The demo's ViT learns which digit an image shows, from its pretrained weights or from scratch.
+"""The demo's ViT fine-tuned to classify the digit of an image, pretrained or from scratch.
 
 MCBEIT_DATA=data/demo/classification MCBEIT_WEIGHTS=work_dirs/demo/pretrain
-python tools/train.py configs/demo/mcbeit_vit-micro-p16_classification_demo.py, from scratch with
---cfg-options model.backbone.init_cfg=None. One rate for all blocks (no layer decay): fair to both.
+python tools/train.py configs/demo/mcbeit_vit-micro-p16_classification_demo.py; from scratch:
+--cfg-options model.backbone.init_cfg=None. No layer decay: one learning rate for both starts.
 """
 
 _base_ = '../classification/mcbeit_vit-tiny-p16_1xb64-bf16-coslr-20e_imagefolder-128px.py'
@@ -18,7 +18,7 @@ model = dict(
             num_heads=4,
             feedforward_channels=512,
         ),
-        layer_scale_init_value=1.0,  # as the demo's pretraining
+        layer_scale_init_value=1.0,  # as in the demo's pretraining
         abs_pos=True,
         init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
     ),
@@ -32,6 +32,12 @@ train_pipeline = [
 train_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=50, num_workers=0)
 test_dataloader = val_dataloader
+val_evaluator = [
+    dict(type='Accuracy', topk=(1,)),
+    dict(type='SingleLabelMetric', items=['recall'], average=None),  # accuracy of each class
+    dict(type='ConfusionMatrix'),
+]
+test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(layer_decay_rate=1.0))
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = _base_.param_scheduler

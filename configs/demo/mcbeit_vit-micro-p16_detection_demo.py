@@ -1,8 +1,8 @@
-"""The demo's ViT with a small Mask R-CNN learns to find all digits, with boxes and masks.
+"""The demo's ViT with a small Mask R-CNN, fine-tuned to detect digits.
 
 MCBEIT_DATA=data/demo/detection MCBEIT_WEIGHTS=work_dirs/demo/pretrain
-python tools/train.py configs/demo/mcbeit_vit-micro-p16_detection_demo.py, from scratch with
---cfg-options model.backbone.init_cfg=None. Both starts: no layer decay, as the authors.
+python tools/train.py configs/demo/mcbeit_vit-micro-p16_detection_demo.py; from scratch:
+--cfg-options model.backbone.init_cfg=None. No layer decay, as in the authors' recipe.
 """
 
 _base_ = '../detection/mask-rcnn_mcbeit-vit-tiny-p16_fpn_1xb4-bf16-lsj-30e_custom-320px.py'
@@ -20,13 +20,13 @@ model = dict(
             feedforward_channels=512,
         ),
         img_size=128,
-        window_size=8,  # the whole image, as in pretraining: its table fits unchanged
+        window_size=8,  # the whole image: the pretrained table fits unchanged
         global_blocks=(0, 2, 3, 5),
-        layer_scale_init_value=1.0,  # as the demo's pretraining
+        layer_scale_init_value=1.0,  # as in the demo's pretraining
         init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:work_dirs/demo/pretrain}}'),
     ),
     neck=dict(in_channels=[128] * 4),
-    # One to three digits per image, two CPU cores: few proposals and samples will do.
+    # Few proposals and samples: one to three digits per image, two CPU cores.
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=50),
@@ -44,6 +44,8 @@ test_pipeline[1].update(scale=(128, 128))
 train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=10, num_workers=0, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+val_evaluator = dict(classwise=True)
+test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [

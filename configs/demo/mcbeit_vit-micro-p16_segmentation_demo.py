@@ -1,8 +1,8 @@
-"""The demo's ViT with a narrow UperNet learns which digit each pixel belongs to.
+"""The demo's ViT with a narrow UperNet, fine-tuned to segment digits.
 
 MCBEIT_DATA=data/demo/segmentation MCBEIT_WEIGHTS=work_dirs/demo/pretrain
-python tools/train.py configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py, from scratch with
---cfg-options model.backbone.init_cfg=None. One rate for all blocks (no layer decay): fair to both.
+python tools/train.py configs/demo/mcbeit_vit-micro-p16_segmentation_demo.py; from scratch:
+--cfg-options model.backbone.init_cfg=None. No layer decay: one learning rate for both starts.
 """
 
 _base_ = '../segmentation/mcbeit_vit-tiny-p16_upernet_1xb8-bf16-2k_custom-128x128.py'
@@ -18,7 +18,7 @@ model = dict(
             num_heads=4,
             feedforward_channels=512,
         ),
-        layer_scale_init_value=1.0,  # as the demo's pretraining
+        layer_scale_init_value=1.0,  # as in the demo's pretraining
         drop_path_rate=0.0,
         abs_pos=True,
         out_indices=[1, 2, 3, 5],
@@ -28,7 +28,7 @@ model = dict(
     decode_head=dict(
         in_channels=[128] * 4,
         channels=32,
-        loss_decode=dict(class_weight=[0.2] + [1.0] * 10),  # five of six pixels are background
+        loss_decode=dict(class_weight=[0.2] + [1.0] * 10),  # 5 of 6 pixels are background
     ),
     auxiliary_head=None,
     test_cfg=dict(_delete_=True, mode='whole'),

@@ -1,8 +1,9 @@
-"""Mask R-CNN with ViT-B/16 from mc-BEiT pretraining: the authors' recipe, 32 GPUs.
+"""Mask R-CNN on ViT-B/16 from mc-BEiT pretraining: the authors' recipe for 32 GPUs.
 
 Weights: MCBEIT_WEIGHTS or --cfg-options model.backbone.init_cfg.checkpoint=FILE; from scratch:
 --cfg-options model.backbone.init_cfg=None
-The authors report 49.2 box AP and 44.0 mask AP on val2017, from these or from fine-tuned weights.
+The authors report 49.2 box AP and 44.0 mask AP on val2017; they do not say whether from
+pretrained or fine-tuned weights.
 """
 
 _base_ = [

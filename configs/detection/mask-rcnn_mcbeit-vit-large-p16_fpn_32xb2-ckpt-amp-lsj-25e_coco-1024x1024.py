@@ -1,6 +1,6 @@
-"""Mask R-CNN with ViT-L/16 and activation checkpointing.
+"""Mask R-CNN on ViT-L/16 with activation checkpointing.
 
-The authors have no such config: own choices on their base recipe.
+Own choices on the authors' recipe for ViT-B; they give none for L.
 """
 
 _base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn_32xb2-amp-lsj-25e_coco-1024x1024.py'

@@ -1,9 +1,9 @@
-"""Mask R-CNN with ViT-Ti/16 on your own photos and objects, little hardware; own choices.
+"""Mask R-CNN on ViT-Ti/16 for your own photos and objects, one small GPU; own choices.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/data python tools/train.py
 configs/detection/mask-rcnn_mcbeit-vit-tiny-p16_fpn_1xb4-bf16-lsj-30e_custom-320px.py
 Layout of the data: configs/_base_/datasets/custom_lsj_bs4_mcbeit-320px.py
-A backbone of 6 blocks: --cfg-options model.backbone.arch.num_layers=6
+For a backbone of 6 blocks: --cfg-options model.backbone.arch.num_layers=6
 model.backbone.global_blocks="(0,2,3,5)"
 """
 

@@ -1,5 +1,4 @@
-"""mc-BEiT ViT-B/16, the authors' recipe on 16 GPUs; 84.1 top-1 after their fine-tuning (their
-figure).
+"""mc-BEiT ViT-B/16: the authors' recipe for 16 GPUs. They report 84.1 top-1 after fine-tuning.
 
 bash tools/slurm_train.sh PARTITION JOB
 configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py

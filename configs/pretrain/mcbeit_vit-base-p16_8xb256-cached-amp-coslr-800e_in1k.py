@@ -4,7 +4,7 @@ Set MCBEIT_CACHE to a folder that tools/cache_targets.py built from the config b
 only the crops of the cache: docs/target_cache.md.
 """
 
-_base_ = './mcbeit_vit-base-p16_8xb256-amp-coslr-800e_in1k.py'
+_base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
 cache = '{{$MCBEIT_CACHE:data/target_cache}}'
 model = dict(target_generator=dict(type='CachedTokenizer', checkpoint=cache))
@@ -14,4 +14,4 @@ train_pipeline = [
     dict(type='RandomPatchMask', grid_size=14, mask_ratio=0.75),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=256, dataset=dict(pipeline=train_pipeline))

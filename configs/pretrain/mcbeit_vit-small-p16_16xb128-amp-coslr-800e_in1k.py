@@ -1,4 +1,4 @@
-"""mc-BEiT ViT-S/16: the base recipe; the authors give none for S (own choice)."""
+"""mc-BEiT ViT-S/16 with the recipe of ViT-B (own choice: the authors give none for S)."""
 
 _base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 

@@ -1,6 +1,6 @@
-"""mc-BEiT for a few thousand small photos and little hardware: ViT-Ti/16 on 128-px images.
+"""mc-BEiT ViT-Ti/16 on 128-px images: a few thousand small photos, one CPU or small GPU.
 
-Train a tokenizer on the same photos first (configs/tokenizer). All sizes are own choices; tau,
+First train a tokenizer on the same photos (configs/tokenizer). All sizes are own choices; tau,
 omega and the mask ratio are the authors'.
 """
 
@@ -21,7 +21,7 @@ model = dict(
     head=dict(embed_dims=192, vocab_size=None),  # the tokenizer's
 )
 train_pipeline = [
-    # Three times what no crop is smaller than the view of: 128, 0.2 of the area, aspects from 3/4.
+    # Three times the pixels that crops of 128 pixels need: 0.2 of the area, aspect ratio 3/4.
     dict(type='LoadCheckedImage', enough_pixels=round(3 * 128**2 / (0.2 * 3 / 4))),
     dict(type='RandomFlip', prob=0.5),
     dict(type='TwoViewRandomResizedCrop', size=128, second_size=64, scale=(0.2, 1.0)),

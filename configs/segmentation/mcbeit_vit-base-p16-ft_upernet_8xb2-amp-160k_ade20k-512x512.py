@@ -1,4 +1,4 @@
-"""UperNet on a ViT-B/16 that was fine-tuned on ImageNet first: BEiT's pt2ft learning rate.
+"""UperNet on a ViT-B/16 fine-tuned on ImageNet, with BEiT's pt2ft learning rate.
 
 MCBEIT_WEIGHTS takes the checkpoint of a classification run of this repository or of the authors.
 """

@@ -1,5 +1,5 @@
-"""mc-BEiT ViT-B/16 + UperNet on ADE20K, the authors' recipe; 50.8 mIoU (their figure; whether
-their backbone was fine-tuned on ImageNet first is not said).
+"""mc-BEiT ViT-B/16 + UperNet on ADE20K: the authors' recipe. They report 50.8 mIoU, without saying
+whether the backbone was fine-tuned on ImageNet first.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/ADEChallengeData2016 bash tools/dist_train.sh
 configs/segmentation/mcbeit_vit-base-p16_upernet_8xb2-amp-160k_ade20k-512x512.py 8

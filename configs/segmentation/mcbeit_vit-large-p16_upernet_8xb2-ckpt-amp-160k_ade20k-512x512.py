@@ -1,5 +1,6 @@
-"""mc-BEiT ViT-L/16 + UperNet on ADE20K, activation checkpointing. The authors give none for L:
-BEiT-L's numbers, which BEiT published for a backbone fine-tuned on ImageNet first.
+"""mc-BEiT ViT-L/16 + UperNet on ADE20K with activation checkpointing.
+
+The authors give none for L: numbers of BEiT-L, published for a backbone fine-tuned on ImageNet.
 """
 
 _base_ = [

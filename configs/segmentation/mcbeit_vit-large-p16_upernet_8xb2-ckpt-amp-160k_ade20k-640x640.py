@@ -1,5 +1,7 @@
-"""mc-BEiT ViT-L/16 + UperNet on 640-px crops: BEiT-L's 640 numbers. Activation checkpointing
-replaces BEiT's accumulation of 2 x 8 images, so the warm-up is 1,500 steps and not 3,000 half ones.
+"""mc-BEiT ViT-L/16 + UperNet on 640-px crops, with BEiT-L's numbers for 640 px.
+
+Activation checkpointing replaces BEiT's accumulation of 2 x 8 images, so the warm-up takes 1,500
+steps instead of 3,000 half ones.
 """
 
 _base_ = [

@@ -121,11 +121,7 @@ def read_header(folder: str | os.PathLike) -> Header:
 def open_arrays(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """Memory-map records and image checks, once per process.
 
-    Objects that are copied or pickled must not hold them: a copy is an array in memory.
-
-    Raises:
-        FileNotFoundError: no cache, an unfinished one or a missing file.
-        ValueError: another format or a truncated file.
+    Do not store them in objects that are pickled or copied: the copy would be read into memory.
     """
     shape = read_header(folder).shape
     try:

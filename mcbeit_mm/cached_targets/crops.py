@@ -51,12 +51,7 @@ class CachedTargetsCrop(BaseTransform):
         return read_header(cache).crop
 
     def transform(self, results: dict) -> dict:
-        """Replace the image.
-
-        Raises:
-            SetupError: the cache was built from other data.
-            OSError: the image was unreadable when the cache was built.
-        """
+        """Replace the image; OSError if it was unreadable when the cache was built."""
         records, images = open_arrays(self.cache)
         index, number = results['sample_idx'], int(np.random.randint(self.num_crops))
         check = int(images[index]) if index < len(images) else None

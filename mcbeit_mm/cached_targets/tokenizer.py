@@ -19,11 +19,10 @@ class CachedTokenizer(Tokenizer):
 
     Args:
         checkpoint: folder of the cache.
-
-    Raises:
-        FileNotFoundError: no cache, or an unfinished one.
-        ValueError: a cache of another format.
     """
+
+    decoder = None
+    decoder_hint = 'set model.target_generator to the tokenizer to decode images'
 
     def __init__(self, checkpoint: str | os.PathLike):
         super().__init__()
@@ -39,12 +38,7 @@ class CachedTokenizer(Tokenizer):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return token logits (B, V, h, w) of records (B, L, 2k + 1), which replace images.
-
-        Raises:
-            SetupError: `precision` or `compiled` is set.
-            ValueError: not records of this cache.
-        """
+        """Return token logits (B, V, h, w) of records (B, L, 2k + 1), which replace images."""
         if self.precision != 'fp32' or self.compiled:
             raise SetupError(
                 'cached targets are not computed: set tokenizer_precision and compile_tokenizer '
@@ -57,13 +51,6 @@ class CachedTokenizer(Tokenizer):
                 f'{images.dtype} {tuple(images.shape)}: use CachedTargetsCrop in the pipeline'
             )
         return decode(images, self.vocab_size, self.header.grid)
-
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        """Raise ValueError: a cache has no decoder."""
-        raise ValueError(
-            f'{self.weights_file}: cached targets cannot be decoded to images: set '
-            'model.target_generator to the tokenizer'
-        )
 
     def check_view(self, view: Tensor, patches: Sequence[int], tau: float) -> None:
         """Raise SetupError unless the cache fits these patches (h, w) and this tau."""

@@ -1,1 +1,1 @@
-"""What is asked of a config before anything is built."""
+"""Reading, checking and comparing configs, before anything is built."""

@@ -1,26 +1,17 @@
-"""Two configs -> the leaves in which they differ, and the files that set them.
+"""The leaves in which two configs differ, as data; MMEngine's Config.diff compares printed text."""
 
-MMEngine's Config.diff compares the printed text; here the differences are data, for tables and
-tests too.
-"""
-
-import ast
 import inspect
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from .checks.keys import RUNNER_ARGUMENTS
+from .checks.keys import TOP_LEVEL
+from .launch import load_config, warnings_only
 
 Key = tuple[str, ...]
 ORDER = '(order)'  # last part of the key when a list holds the same steps in another order
-ENV = re.compile(r'\{\{[\'"]?\s*\$(\w+)\s*:\s*(\S*?)\s*[\'"]?\}\}')  # as MMEngine writes it
 
 
 class _Absent:
@@ -33,7 +24,7 @@ ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class Change:
-    """One leaf that two configs do not share; a side is ABSENT where there is no such key."""
+    """A leaf in which two configs differ; a side without the key is ABSENT."""
 
     key: Key
     old: Any
@@ -41,7 +32,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Dotted key; steps of a list go by their type."""
+        """Dotted key, with steps of a list named by their type."""
         return '.'.join(self.key)
 
     def __str__(self) -> str:
@@ -65,17 +56,30 @@ def as_text(value: Any) -> str:
 
 
 def settings(cfg: Config) -> dict[str, Any]:
-    """What a runner reads of a config, without the helper variables of the files."""
-    known = RUNNER_ARGUMENTS | {'custom_imports'}
-    return {key: value for key, value in cfg.items() if key in known}
+    """The part of a config that a runner reads, without helper variables of the files."""
+    return {key: value for key, value in cfg.items() if key in TOP_LEVEL}
+
+
+def compare_files(
+    a: str, b: str, cfg_options: Sequence[str] = (), everything: bool = False
+) -> list[Change]:
+    """Differences of two config files once inheritance is resolved.
+
+    Args:
+        cfg_options: overrides of b, `key=value`.
+        everything: also variables that only config files themselves read.
+    """
+    with warnings_only():  # not a line for each environment variable
+        cfgs = load_config(a), load_config(b, cfg_options)
+    return differences(*(dict(cfg.items()) if everything else settings(cfg) for cfg in cfgs))
 
 
 def differences(old: Any, new: Any, key: Key = ()) -> list[Change]:
     """Leaves in which two configs, or parts of them, differ, in the order of their keys.
 
-    Lists of dicts with a `type` (pipelines, hooks) are compared step by step, a step being named
-    by its type: `pipeline.RandomPatchMask.mask_ratio`, from the second of a type on
-    `RandomFlip#2`. A list and a tuple of equal elements are equal.
+    Lists of dicts with a `type` (pipelines, hooks) are compared step by step, where steps are
+    named by type: `pipeline.RandomPatchMask.mask_ratio`, and `RandomFlip#2` for the second of a
+    type. A list and a tuple of equal elements are equal.
     """
     if {isinstance(side, Mapping) for side in (old, new) if side is not ABSENT} == {True}:
         pairs = _pairs(_items(old), _items(new))
@@ -86,23 +90,6 @@ def differences(old: Any, new: Any, key: Key = ()) -> list[Change]:
         if changes is not None:
             return changes
     return [] if _equal(old, new) else [Change(key, old, new)]
-
-
-def lookup(cfg: Any, key: Key) -> Any:
-    """Value under the key of a Change; ABSENT if there is none."""
-    node = cfg
-    for part in key:
-        if isinstance(node, list | tuple):
-            labels = _labels(node)
-            if part == ORDER:
-                return labels
-            names = labels or [str(i) for i in range(len(node))]
-            node = node[names.index(part)] if part in names else ABSENT
-        else:
-            node = node[part] if isinstance(node, Mapping) and part in node else ABSENT
-        if node is ABSENT:
-            return ABSENT
-    return node
 
 
 def _items(node: Any) -> dict[str, Any]:
@@ -122,7 +109,7 @@ def _list_differences(old: Sequence, new: Sequence, key: Key) -> list[Change] | 
             dict(zip(n or (), s, strict=True)) for n, s in zip(labels, (old, new), strict=True)
         ]
         for name, a, b in _pairs(*sides):
-            if ABSENT in (a, b):  # a step that came or went is one line
+            if ABSENT in (a, b):  # an added or removed step is one change
                 changes.append(Change((*key, name), a, b))
             else:
                 changes += differences(a, b, (*key, name))
@@ -155,46 +142,3 @@ def _equal(old: Any, new: Any) -> bool:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return old.keys() == new.keys() and all(_equal(old[key], new[key]) for key in old)
     return isinstance(old, bool) == isinstance(new, bool) and bool(old == new)
-
-
-class ConfigFile:
-    """A config file with the files it inherits from, to tell which of them set a value.
-
-    `_base_` may hold `{{$ENV:default}}` items and paths of other packages such as
-    `mmdet::_base_/default_runtime.py`. Where the inheritance cannot be followed, a value counts
-    as set by the last file that could be read.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.values = dict(Config.fromfile(self.path, import_custom_modules=False).items())
-
-    @cached_property
-    def bases(self) -> list['ConfigFile']:
-        """The files named by `_base_`, in their order."""
-        text = ENV.sub(lambda found: os.environ.get(found[1], found[2]), self.path.read_text())
-        try:
-            (named,) = (
-                ast.literal_eval(node.value)
-                for node in ast.parse(text).body
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '_base_'
-            )
-        except (ValueError, SyntaxError):  # none, or computed
-            return []
-        names = [named] if isinstance(named, str) else named
-        return [base for name in names if (base := self._base(name))]
-
-    def _base(self, name: str) -> 'ConfigFile | None':
-        try:
-            return ConfigFile(os.path.normpath(Config._get_cfg_path(name, str(self.path))[0]))
-        except Exception:  # not installed, or a fragment that only loads as part of another
-            return None
-
-    def origin(self, key: Key) -> Path | None:
-        """File that gave the key its value, or took it away; None if no file ever named it."""
-        value = lookup(self.values, key)
-        inherited = [(base, lookup(base.values, key)) for base in self.bases]
-        base, old = next(((b, v) for b, v in inherited if v is not ABSENT), (None, ABSENT))
-        if base is None and value is ABSENT:
-            return next((file for b in self.bases if (file := b.origin(key))), None)
-        return self.path if base is None or differences(old, value) else base.origin(key)

@@ -1,44 +1,72 @@
 """What the command-line tools share: reading configs, one-line errors, devices."""
 
+import argparse
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 
 from ..fileio.atomic_files import FULL
-from .options import check_option, parse_options
+from .checks.keys import check_option
 
 
 @contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Print the given errors, and a full disk, as one line and exit with 2.
+    """Print errors that the user can correct as one line and exit with status 2.
 
-    MCBEIT_TRACEBACK=1 shows where.
+    These are the given kinds, a full disk, and a component that its registry cannot build from the
+    config. MCBEIT_TRACEBACK=1 shows the traceback instead.
     """
     try:
         yield
-    except (*kinds, OSError) as error:
-        if not isinstance(error, kinds) and error.errno not in FULL:
+    except Exception as error:
+        full_disk = isinstance(error, OSError) and error.errno in FULL
+        if not (isinstance(error, kinds) or full_disk or _is_config_error(error)):
             raise
         if os.environ.get('MCBEIT_TRACEBACK') == '1':
             raise
         text = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
-        # One that comes from a worker of a data loader brings the worker's traceback along.
+        # An error of a data loader's worker contains the worker's traceback.
         text = text.rpartition(f'{type(error).__name__}: ')[2]
         if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
             print(f'error: {text}', file=sys.stderr)
         raise SystemExit(2) from None
 
 
+def _is_config_error(error: Exception) -> bool:
+    """Whether MMEngine failed to build a node of the config: unknown type or wrong arguments."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, KeyError):
+        return frames[-1] == 'build_from_cfg'
+    built = {'build_from_cfg', 'build_dataloader'} & set(frames)
+    return isinstance(error, TypeError) and bool(built) and '__init__() ' in str(error)
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Hide MMEngine's log below warnings."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def load_config(path: str, options: Sequence[str] = ()) -> Config:
     """Read a config and apply `--cfg-options`, words of the form key=value.
 
-    FileNotFoundError and ValueError say what is wrong.
+    Raises:
+        FileNotFoundError: no such file; names one with a similar name.
+        ValueError: a mistake in the file or a misspelled option.
     """
     if not Path(path).is_file():
         folder = Path(path).parent
@@ -49,13 +77,23 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
         raise FileNotFoundError(f'no config file {path}{hint}')
     try:
         cfg = Config.fromfile(path)
-    except (TypeError, KeyError, AttributeError, SyntaxError) as error:  # a mistake in the file
+    except (TypeError, KeyError, AttributeError, SyntaxError) as error:
         raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
     values = parse_options(options)
     for key in values:
         check_option(cfg, key)
     cfg.merge_from_dict(values)
     return cfg
+
+
+def parse_options(options: Sequence[str]) -> dict:
+    """Parse `key=value` words like OpenMMLab's --cfg-options."""
+    wrong = [option for option in options if '=' not in option]
+    if wrong:
+        raise ValueError(f'--cfg-options takes key=value, got {" ".join(wrong)}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction)
+    return parser.parse_args(['--options', *options]).options or {}
 
 
 def set_precision(cfg: Config, precision: str) -> None:
@@ -69,7 +107,7 @@ def set_precision(cfg: Config, precision: str) -> None:
 def scale_learning_rate(cfg: Config) -> None:
     """Let MMEngine scale the learning rate by actual batch / the config's base_batch_size.
 
-    MMEngine leaves accumulated steps out of the actual batch, so they come off the base here.
+    MMEngine's actual batch excludes accumulation, so the base is divided by it here.
     """
     if not cfg.get('auto_scale_lr'):
         raise ValueError('the config has no auto_scale_lr.base_batch_size to scale from')
@@ -79,42 +117,39 @@ def scale_learning_rate(cfg: Config) -> None:
 
 
 def require_all_weights(cfg: Config) -> None:
-    """Let a test fail when the checkpoint lacks a head: random weights have no score."""
+    """Make a test fail if the checkpoint lacks a head, rather than score random weights."""
     for hook in cfg.get('custom_hooks') or []:
         if hook.type == 'FitWeightsHook':
             hook.complete = True
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
-    """Save every test image with its prediction below a folder, by the task's own visualizer."""
+    """Save every test image with its prediction in a folder, with the task's own visualizer."""
     if cfg.get('launcher', 'none') != 'none':
-        raise ValueError('--show-dir draws in one process: use tools/test.py without a launcher')
+        raise ValueError('--show-dir needs a single process: use tools/test.py without a launcher')
     folder = str(Path(folder).resolve())
     hooks = dict(
         mmpretrain=dict(type='ClassPicturesHook', enable=True, interval=1, out_dir=folder),
         mmseg=dict(type='SegVisualizationHook', draw=True),
         mmdet=dict(type='DetVisualizationHook', draw=True, test_out_dir=folder),
     )
-    painters = dict(
+    visualizers = dict(
         mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer'
     )
-    if cfg.default_scope not in hooks:
-        raise ValueError(f'--show-dir draws for {", ".join(hooks)}, not for {cfg.default_scope!r}')
-    cfg.default_hooks.visualization = hooks[cfg.default_scope]
-    cfg.visualizer = dict(
-        type=painters[cfg.default_scope],
-        name='predictions',
-        vis_backends=[dict(type='LocalVisBackend')],
-        save_dir=folder,
-    )
+    scope = cfg.default_scope
+    if scope not in hooks:
+        raise ValueError(f'--show-dir supports {", ".join(hooks)}, not {scope!r}')
+    cfg.default_hooks.visualization = hooks[scope]
+    backends = [dict(type='LocalVisBackend')]
+    cfg.visualizer = dict(type=visualizers[scope], vis_backends=backends, save_dir=folder)
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Let a config written for GPUs run on a machine without one: gloo, no pinned memory."""
+    """Let a config for GPUs run on a machine without one: gloo, no pinned memory, plain BN."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name) or {}
         if loader.get('num_workers') == 0:
-            loader.persistent_workers = False  # torch refuses the pair
+            loader.persistent_workers = False  # torch refuses them without workers
         if not torch.cuda.is_available() and loader.get('pin_memory'):
             loader.pin_memory = False
     if torch.cuda.is_available() or cfg.get('launcher', 'none') == 'none':
@@ -122,8 +157,7 @@ def adapt_to_device(cfg: Config) -> None:
     if cfg.launcher != 'pytorch':
         raise ValueError(f'launcher {cfg.launcher!r} needs GPUs; on CPUs use tools/dist_train.sh')
     _use_plain_batch_norm(cfg.model)
-    # MMEngine's own set-up calls torch.cuda.set_device and hands DDP a device id, both of which
-    # need CUDA.
+    # MMEngine's own set-up calls torch.cuda.set_device and gives DDP a device id: both need CUDA.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
@@ -131,7 +165,7 @@ def adapt_to_device(cfg: Config) -> None:
 
 
 def _use_plain_batch_norm(node: object) -> None:
-    """SyncBN needs CUDA; a single process has it replaced by MMEngine."""
+    """Replace SyncBN, which needs CUDA; MMEngine replaces it in a single process only."""
     if isinstance(node, dict):
         if node.get('type') in ('SyncBN', 'MMSyncBN'):
             node['type'] = 'BN'

@@ -1,20 +1,24 @@
-"""How much memory a training step needs on a GPU, estimated on any machine.
+"""GPU memory of a training step, estimated on any machine.
 
-Counted: weights, gradients, AdamW's two moments, and every tensor that the forward pass keeps for
-the backward pass. Not counted: what kernels take for a moment, and the allocator's fragments.
+Counts weights, gradients, AdamW's two moments, and every tensor that the forward pass keeps for
+the backward pass; not the kernels' work space, nor the allocator's fragmentation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..layers import attention
+from .launch import load_config
 from .synthetic import training_batch
 
 GIB = 2**30
@@ -31,21 +35,21 @@ class MemoryEstimate:
     weights: int
     gradients: int
     moments: int
-    fixed: int  # kept for the backward pass whatever the batch, such as position biases
+    fixed: int  # kept for the backward pass, independent of the batch, such as position biases
     per_image: int
 
     def total(self, batch_size: int) -> int:
-        """Sum for a batch of so many images."""
+        """Sum for a batch of `batch_size` images."""
         return (
             self.weights + self.gradients + self.moments + self.fixed + batch_size * self.per_image
         )
 
 
 def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) -> MemoryEstimate:
-    """Estimate for a model that `synthetic.training_batch` knows and inputs of (H, W) pixels.
+    """Estimate for a model that `synthetic.training_batch` supports and inputs of (H, W) pixels.
 
-    Two and three images are passed forward (batch norm refuses one); the difference is what an
-    image costs. `half` counts activations in two bytes, as fp16 or bf16 autocast keep them.
+    The memory per image is the difference of forward passes with three and two images (batch norm
+    refuses one). `half` counts activations in two bytes, as under fp16 or bf16 autocast.
     """
     weights = list(model.parameters()) + list(model.buffers())
     if hasattr(model, 'tokenizer'):
@@ -61,12 +65,46 @@ def estimate_memory(model: nn.Module, size: tuple[int, int], half: bool = True) 
     )
 
 
+def print_estimates(
+    configs: Sequence[str],
+    batch: int | None = None,
+    size: Sequence[int] | None = None,
+    cfg_options: Sequence[str] = (),
+) -> None:
+    """Print a table of estimates, a line per config file.
+
+    Args:
+        batch: images per GPU; default the config's.
+        size: (H, W) of the input; default the backbone's.
+    """
+    print(f'{"GiB":>7}  weights  gradients  AdamW  fixed  per image  batch  config')
+    for path in configs:
+        cfg = load_config(path, cfg_options)
+        init_default_scope(cfg.default_scope)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))  # CPUs have no SyncBN
+        half = cfg.optim_wrapper.type != 'OptimWrapper'
+        memory = estimate_memory(model, tuple(size or input_size(cfg.model)), half)
+        images = batch or cfg.train_dataloader.batch_size
+        parts = (memory.weights, memory.gradients, memory.moments, memory.fixed, memory.per_image)
+        columns = '  '.join(f'{part / GIB:7.3f}' for part in parts)
+        print(f'{memory.total(images) / GIB:7.1f}  {columns}  {images:5d}  {path}', flush=True)
+
+
+def input_size(model: ConfigDict) -> tuple[int, int]:
+    """(H, W) in pixels that the position tables, or a tokenizer in training, are made for."""
+    if 'ddconfig' in model:
+        side = model.ddconfig.resolution
+    else:
+        side = model.backbone.get('img_size', 224)  # MCBEiTViT's default
+    return (side, side) if isinstance(side, int) else tuple(side)
+
+
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
 def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
-    """Bytes kept at the worst moment: checkpointing brings back one block at a time."""
+    """Bytes kept at the peak: checkpointing recomputes one block at a time."""
     model.train()
     batch = training_batch(model, batch_size, size)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
@@ -97,15 +135,16 @@ def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
     ):
         result = run()
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del result  # only now may the graph and its tensors go
+    del result  # keeps the graph and its tensors alive until here
     return total
 
 
 class _RandomProducts(TorchDispatchMode):
-    """Puts random numbers in place of matrix products and convolutions.
+    """Replaces matrix products and convolutions by random numbers.
 
-    No value matters but that detectors' proposals lie everywhere, and CPUs without bfloat16
-    would compute for an hour. Autograd and autocast come before, so the same tensors are kept.
+    Values only matter in that detectors' proposals must be spread over the image, and CPUs without
+    bfloat16 would compute for an hour. Autograd and autocast act before this mode, so they keep
+    the same tensors.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -118,11 +157,11 @@ class _RandomProducts(TorchDispatchMode):
 
 
 class _LeanAttention(torch.autograd.Function):
-    """Attention that keeps what the GPU's fused kernels keep: not the attention matrix."""
+    """Attention that keeps what fused GPU kernels keep, so not the attention matrix."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        out = torch.zeros_like(query)  # the values do not matter, the graph is never run
+        out = torch.zeros_like(query)  # any value will do: backward never runs
         ctx.save_for_backward(query, key, value, bias, out, out.new_empty(out.shape[:-1]).float())
         return out
 

@@ -1,1 +1,1 @@
-"""What frozen features are worth."""
+"""Quality of frozen features."""

@@ -1,8 +1,8 @@
 """Frozen backbone + image folder -> k-NN and linear-probe accuracy of every block.
 
-Masked image modelling keeps its most separable features in intermediate blocks; the last one
-serves the prediction of tokens (unilm#419 reports 2-20 % for BEiT there). Hence all blocks are
-measured, and the block to quote is chosen on held-out training images, never on the test set.
+Masked image modeling has its most separable features in intermediate blocks; the last one serves
+token prediction (unilm#419 reports 2-20 % for BEiT there). So all blocks are measured, and the
+block to quote is chosen on held-out training images, never on the test set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from ..datasets.images import LoadCheckedImage
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-MAX_ELEMENTS = 2**26  # of a similarity or logit matrix at once: 256 MiB in fp32
+MAX_ELEMENTS = 2**26  # of a chunk of a similarity or logit matrix: 256 MiB in fp32
 
 
 def folder_datasets(
@@ -34,12 +34,12 @@ def folder_datasets(
     to_rgb: bool = True,
     max_train: int | None = None,
 ) -> list[CustomDataset]:
-    """Train and val set of an image folder: short side to img_size * 256 / 224, centre crop.
+    """Train and val set of an image folder: resize to 256 / 224 of the crop, center crop.
 
-    `root` holds train/ and val/, both with one sub-folder per class. `img_size` is a side or
-    (H, W) in pixels, `mean` and `std` are per channel in 0..255. `max_train` training images,
-    evenly spaced over the classes, are used; None uses all. FileNotFoundError if a folder is
-    missing; ValueError if it has no images, or val/ other classes than train/.
+    `root` has train/ and val/ with one sub-folder per class. `img_size` is a side or (H, W) in
+    pixels; `mean` and `std` are per channel in 0..255. `max_train` images are spread evenly over
+    the training set. FileNotFoundError if a folder is missing; ValueError if it has no images or
+    the classes differ.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     short_side = round(max(height, width) * 256 / 224)
@@ -53,7 +53,7 @@ def folder_datasets(
     datasets = []
     for folder in (Path(root) / 'train', Path(root) / 'val'):
         if not folder.is_dir():
-            raise FileNotFoundError(f'no folder {folder}: need one sub-folder per class in it')
+            raise FileNotFoundError(f'no folder {folder}, expected one with a sub-folder per class')
         try:
             datasets.append(CustomDataset(data_root=str(folder), pipeline=pipeline))
         except RuntimeError as error:  # mmpretrain found no files
@@ -67,7 +67,7 @@ def folder_datasets(
 
 
 def ordered_loader(dataset: CustomDataset, batch_size: int, num_workers: int) -> DataLoader:
-    """Batches in the order of the data set, dealt out to the ranks of a distributed run."""
+    """Batches in dataset order, sharded over the ranks of a distributed run."""
     return DataLoader(
         dataset,
         batch_size,
@@ -80,7 +80,7 @@ def ordered_loader(dataset: CustomDataset, batch_size: int, num_workers: int) ->
 
 @contextmanager
 def _returning(backbone: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
-    """Let the backbone return these blocks in eval mode, then put everything back."""
+    """Return these blocks in eval mode; restore the backbone afterwards."""
     modes = [(module, module.training) for module in backbone.modules()]
     out_indices = backbone.out_indices
     backbone.out_indices = layers
@@ -101,17 +101,17 @@ def extract_features(
     layers: Sequence[int] | None = None,
     bf16: bool = False,
 ) -> dict[str, Tensor]:
-    """Mean patch token (class token left out) of unmasked images after each block, in one pass.
+    """Mean patch token of unmasked images after each block, in one pass.
 
-    `backbone` is an MCBEiTViT with `out_type='raw'` on `device`; its last block counts behind the
-    final norm. `loader` gives mmpretrain's batches: normalised inputs (B, 3, H, W), data_samples
-    with labels. `layers` are blocks, negative from the end; None takes all.
+    `backbone` is an MCBEiTViT with `out_type='raw'` on `device`; the final norm applies to its
+    last block. `loader` yields mmpretrain's batches: normalized inputs (B, 3, H, W), data_samples
+    with labels. `layers` are block indices, negative from the end; None selects all.
     Returns feats (num_layers, N, D) fp32, blocks ascending, and labels (N,) int64, on the CPU.
     """
     depth = backbone.num_layers
     layers = range(depth) if layers is None else layers
     if wrong := [i for i in layers if not -depth <= i < depth]:
-        raise ValueError(f'layers {wrong} lie outside the {depth} blocks, 0 to {depth - 1}')
+        raise ValueError(f'layers {wrong} are not among the {depth} blocks, 0 to {depth - 1}')
     if backbone.out_type != 'raw':
         raise ValueError(f"features need a backbone with out_type='raw', got {backbone.out_type!r}")
     feats, labels = [], []
@@ -138,16 +138,16 @@ def knn_accuracy(
     """Accuracy in percent of k-NN votes weighted by exp(cosine / temperature), as InstDisc, DINO.
 
     Features are (N, D) and (M, D), labels (N,) and (M,), on the device to compute on; the N x M
-    similarities are computed in pieces. ValueError if k lies outside [1, N].
+    similarities are computed in chunks. ValueError unless k is in [1, N].
     """
     if not 1 <= k <= len(train_feats):
-        raise ValueError(f'k must lie in [1, {len(train_feats)}], the training images; got {k}')
+        raise ValueError(f'k must be in [1, {len(train_feats)}], the training images; got {k}')
     bank = F.normalize(train_feats.float(), dim=1)
     num_classes, rows = int(train_labels.max()) + 1, max(1, MAX_ELEMENTS // len(bank))
     correct = 0
     for feats, labels in zip(test_feats.split(rows), test_labels.split(rows), strict=True):
         cosine, nearest = (F.normalize(feats.float(), dim=1) @ bank.T).topk(k, dim=1)
-        # fp64, so that the order in which the GPU adds does not matter
+        # fp64: the order of a GPU's additions must not matter
         weights = (cosine.double() / temperature).exp()
         votes = weights.new_zeros(len(feats), num_classes)
         votes.scatter_add_(1, train_labels[nearest], weights)
@@ -158,9 +158,9 @@ def knn_accuracy(
 def fit_logistic(
     feats: Tensor, labels: Tensor, num_classes: int, strength: float, max_iter: int = 500
 ) -> nn.Linear:
-    """Minimise mean cross-entropy + strength / 2 * |weight|^2 over feats (N, D) by LBFGS from zero.
+    """Minimize mean cross-entropy + strength / 2 * |weight|^2 over feats (N, D) by LBFGS from zero.
 
-    The bias is not penalised: scikit-learn's LogisticRegression(C=1 / (strength * N)).
+    The bias is not penalized, as in scikit-learn's LogisticRegression(C=1 / (strength * N)).
     """
     model = nn.Linear(feats.shape[1], num_classes, device=feats.device, dtype=feats.dtype)
     for param in model.parameters():
@@ -185,9 +185,9 @@ def fit_logistic(
 
 
 def held_out_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (nine tenths, one tenth) of labels (N,), spread over the classes, always the same."""
+    """Fixed split of labels (N,) into indices of nine tenths and one tenth, stratified by class."""
     if len(labels) < 10:
-        raise ValueError(f'need 10 or more training images to hold a tenth out, got {len(labels)}')
+        raise ValueError(f'holding out a tenth needs 10 or more training images, got {len(labels)}')
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     order = order[labels.cpu()[order].argsort(stable=True)].to(labels.device)
     held_out = torch.arange(len(order), device=order.device) % 10 == 5
@@ -209,10 +209,10 @@ def linear_probe(
     test_labels: Tensor,
     strengths: Sequence[float] = STRENGTHS,
 ) -> ProbeResult:
-    """Test accuracy of logistic regression on features (N, D) standardised by the training set.
+    """Test accuracy of logistic regression on features (N, D) standardized by the training set.
 
-    The L2 strength is the first that is best on a held-out tenth of the training set; the
-    classifier is then fitted to the whole of it.
+    The L2 strength is the first of the best on a held-out tenth of the training set; the
+    classifier is then refitted on all of it.
     """
     num_classes = int(train_labels.max()) + 1
 
@@ -240,11 +240,14 @@ def score_layers(
     scores = []
     for feats, test_feats in zip(train['feats'], test['feats'], strict=True):
         feats, test_feats = feats.to(device), test_feats.to(device)
+        knn = dict(
+            knn=knn_accuracy(feats, labels, test_feats, test_labels, k),
+            knn_held_out=knn_accuracy(*(x[i] for i in parts for x in (feats, labels)), k),
+        )
         probe = linear_probe(feats, labels, test_feats, test_labels)
         scores.append(
             dict(
-                knn=knn_accuracy(feats, labels, test_feats, test_labels, k),
-                knn_held_out=knn_accuracy(*(x[i] for i in parts for x in (feats, labels)), k),
+                **knn,
                 linear=probe.accuracy,
                 linear_held_out=probe.held_out,
                 linear_strength=probe.strength,

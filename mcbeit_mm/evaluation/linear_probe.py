@@ -1,4 +1,4 @@
-"""Classifier whose backbone stays as it was loaded, to measure what it has learnt."""
+"""Classifier with a frozen backbone, to measure its features."""
 
 from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
@@ -6,10 +6,10 @@ from mmpretrain.models import ImageClassifier
 
 @MODELS.register_module()
 class LinearProbe(ImageClassifier):
-    """Image classifier that trains its head alone.
+    """Image classifier that trains only its head.
 
-    The backbone needs no gradients, is in no optimizer group of `ViTLayerDecayConstructor` and
-    stays in evaluation mode (no drop path).
+    The backbone has no gradients, is in no optimizer group of `ViTLayerDecayConstructor` and stays
+    in eval mode (no drop path).
     """
 
     def __init__(self, backbone: dict, **kwargs):
@@ -17,7 +17,7 @@ class LinearProbe(ImageClassifier):
         self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'LinearProbe':
-        """Switch everything but the backbone."""
+        """Switch the mode of everything but the backbone."""
         super().train(mode)
         self.backbone.eval()
         return self

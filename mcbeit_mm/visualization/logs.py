@@ -1,4 +1,4 @@
-"""Work dir of a run -> the scalars that it logged, the files that it left."""
+"""Work dir of a run -> its logged scalars and its newest files."""
 
 import json
 import os
@@ -7,20 +7,19 @@ from pathlib import Path
 
 
 def newest(folder: Path, pattern: str) -> Path:
-    """Return the file of a work dir written last; FileNotFoundError if there is none."""
+    """Return the most recently written file of a work dir; FileNotFoundError if there is none."""
     files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise FileNotFoundError(f'no {pattern} in {folder}: give the work dir of a run')
+        raise FileNotFoundError(f'no {pattern} in {folder}, expected the work dir of a run')
     return files[-1]
 
 
 def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
-    """What a run logged, one dict per step, ascending, from all <timestamp>/vis_data/scalars.json.
+    """Merge all <timestamp>/vis_data/scalars.json of a run into one dict per step, ascending.
 
-    A resumed or restarted run replaces what earlier ones logged from its first step on. Half a
-    last line, as a killed run leaves it, is dropped. What a validation logs counts for the
-    training step before it: MMEngine writes its epoch as `step`. FileNotFoundError if nothing was
-    logged.
+    A resumed or restarted run replaces earlier entries from its first step on. An incomplete last
+    line, left by a killed run, is dropped. A validation, logged with its epoch as `step`, is moved
+    to the training step before it. FileNotFoundError if nothing was logged.
     """
     steps: dict[int, dict] = {}
     for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
@@ -34,26 +33,19 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
             steps.setdefault(entry['step'], {}).update(entry)
     if not steps:
         raise FileNotFoundError(
-            f'no training log below {work_dir} (looked for */vis_data/scalars.json): give the '
-            'work dir of a run of tools/train.py'
+            f'no training log in {work_dir} (*/vis_data/scalars.json), expected the work dir of a '
+            'run of tools/train.py'
         )
     return [steps[step] for step in sorted(steps)]
 
 
-def _is_validation(entry: dict) -> bool:
-    return 'lr' not in entry and 'data_time' in entry
-
-
 def _in_steps(entries: Iterable[dict], step: int) -> list[dict]:
-    """Give validations, known by the missing learning rate, the step of training they follow.
-
-    A resumed run may begin with one, which follows `step` of the run before.
-    """
+    """Set the step of validations to that of the training before them, initially `step`."""
     placed = []
     for entry in entries:
         if 'lr' in entry:
             step = entry['step']
-        elif _is_validation(entry):
+        elif 'data_time' in entry:  # a validation
             times = ('time', 'data_time')  # of validation steps
             entry = {key: value for key, value in entry.items() if key not in times}
             entry['step'] = max(step, entry['step'])
@@ -68,4 +60,4 @@ def _entries(file: Path) -> Iterator[dict]:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f'{file}, line {number} is no JSON: {error}') from error
+                raise ValueError(f'{file}, line {number} is not JSON: {error}') from error

@@ -1,6 +1,5 @@
-"""Model + images -> what a picture shows: reconstructions, multi-choice targets, code counts."""
+"""Model + images -> content of pictures: reconstructions, multi-choice targets, code counts."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,13 @@ from torch import Tensor
 from ..mcbeit import MCBEiT
 from ..targets import affinity, refine, soft_probs
 from ..tokenizers.base import Tokenizer, to_uint8
+from ..tokenizers.training.codebook import perplexity
+from ..tokenizers.training.metrics import psnr
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What tokenizer and student say about B images with patch grid (h, w).
+    """Outputs of tokenizer and student for B images with patch grid (h, w).
 
     Tokenizer view (B, 3, h*s, w*s) in [0, 1], mask (B, h, w) bool, token_logits and
     student_logits (B, V, h, w), the student's feats (B, L, D) of the masked images.
@@ -31,9 +32,7 @@ class Prediction:
 
 @torch.no_grad()
 def predict(model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor) -> Prediction:
-    """Run tokenizer and student, in eval mode, on `inputs` as for `MCBEiT.loss` and a mask
-    (B, h, w).
-    """
+    """Run tokenizer and student in eval mode on `inputs` as in `MCBEiT.loss`; mask (B, h, w)."""
     student_view, tokenizer_view = inputs
     mask = mask.bool().to(student_view.device)
     training = model.training
@@ -49,10 +48,10 @@ def predict(model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor) -> Prediction
 
 
 def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, np.ndarray]:
-    """Pictures (B, H, W, 3) uint8 by name: what goes in, what the codes keep, what is predicted.
+    """Pictures (B, H, W, 3) uint8 by name: inputs, decoded tokens, decoded predictions.
 
-    The student's codes stand at masked patches only, the tokenizer's own at visible ones.
-    'student, average' decodes the student's probabilities instead of its best code.
+    The student's codes replace the tokenizer's at masked patches only. 'student, average' decodes
+    the student's probabilities instead of its best code.
     """
     mask, codes = prediction.mask, prediction.token_logits.argmax(dim=1)
     mixed = torch.where(mask, prediction.student_logits.argmax(dim=1), codes)
@@ -72,8 +71,10 @@ def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, n
 
 @dataclass(frozen=True)
 class MultiChoice:
-    """The target of one patch (row, column): K codes with their probabilities (K,) before and
-    after the refinement and as the student predicts them, and the patch's row of W (h, w).
+    """Target of one patch (row, column).
+
+    K codes with their probabilities (K,) before and after refinement and as the student predicts
+    them, and the patch's row of the affinity (h, w).
     """
 
     patch: tuple[int, int]
@@ -88,9 +89,9 @@ class MultiChoice:
 def multi_choice(
     model: MCBEiT, prediction: Prediction, image: int, patches: Sequence[int], top: int = 8
 ) -> list[MultiChoice]:
-    """Targets of some patches (flat indices) of one image, `top` likeliest codes of each.
+    """Targets of some patches (flat indices) of one image with the head's tau, omega, tau_affinity.
 
-    tau, omega and tau_affinity are those of the model's head.
+    `top` is the number of codes, the most likely ones.
     """
     settings = model.head.multi_choice
     probs = soft_probs(prediction.token_logits[image : image + 1], settings.tau)
@@ -108,7 +109,7 @@ def multi_choice(
 
 
 def select_patches(prediction: Prediction, image: int, count: int = 3) -> list[int]:
-    """Masked patches (flat indices) from the one the tokenizer is surest of to its least sure."""
+    """Masked patches (flat indices), from least to most ambiguous for the tokenizer."""
     probs = soft_probs(prediction.token_logits[image : image + 1], 1.0)[0]
     entropy = torch.special.entr(probs).sum(dim=-1)
     masked = prediction.mask[image].flatten().nonzero().flatten()
@@ -130,10 +131,10 @@ def can_decode(tokenizer: Tokenizer) -> bool:
 def codes_in_place(
     tokenizer: Tokenizer, prediction: Prediction, image: int, choice: MultiChoice
 ) -> np.ndarray:
-    """What each code of `choice` looks like at its patch, (K, s, s, 3) uint8.
+    """Each code of `choice` decoded at its patch, (K, s, s, 3) uint8.
 
-    The other patches keep the tokenizer's codes: decoded alone, a code loses its contrast to the
-    decoder's group norms.
+    The other patches keep the tokenizer's codes: alone, a code loses its contrast in the decoder's
+    group norms.
     """
     row, column = choice.patch
     codes = prediction.token_logits[image].argmax(dim=0).repeat(len(choice.codes), 1, 1)
@@ -146,10 +147,10 @@ def codes_in_place(
 
 @dataclass(frozen=True)
 class TokenizerScores:
-    """How the best codes of all patches of some images spread over the V codes.
+    """Usage of the V codes over all patches of some images.
 
-    `counts` (V,); `mean_patches` (V, s, s, 3) uint8, the average patch that takes a code, grey
-    where none does; `psnr` of the reconstruction in dB, None without a decoder.
+    `counts` (V,); `mean_patches` (V, s, s, 3) uint8, the average patch of a code, gray for unused
+    ones; `psnr` of the reconstruction in dB, None without a decoder.
     """
 
     counts: np.ndarray
@@ -159,32 +160,30 @@ class TokenizerScores:
 
     @property
     def share_used(self) -> float:
-        """Share of the codes, 0..1, that occur at all."""
+        """Share of the codes in use, 0..1."""
         return float((self.counts > 0).mean())
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the entropy of the counts: V if all codes are equally frequent."""
-        probs = self.counts[self.counts > 0] / self.counts.sum()
-        return math.exp(-(probs * np.log(probs)).sum())
+        """Effective number of codes."""
+        return perplexity(torch.from_numpy(self.counts)).item()
 
     def most_frequent(self, count: int) -> np.ndarray:
-        """Ids of at most `count` codes that occur, most frequent first."""
+        """Ids of at most `count` used codes, most frequent first."""
         return (-self.counts).argsort(kind='stable')[: min(count, (self.counts > 0).sum())]
 
 
 @torch.no_grad()
 def score_tokenizer(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> TokenizerScores:
-    """Count codes, average their patches, measure the mean PSNR per image; images in [0, 1]."""
-    stride, decodes, psnr, num_images = tokenizer.stride, can_decode(tokenizer), [], 0
+    """Count codes, average their patches, take the mean PSNR per image; images in [0, 1]."""
+    stride, decodes, psnrs, num_images = tokenizer.stride, can_decode(tokenizer), [], 0
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.long)
     sums = torch.zeros(tokenizer.vocab_size, 3 * stride**2)
     for images in batches:
         num_images += len(images)
         codes = tokenizer(images).argmax(dim=1)
         if decodes:
-            error = (tokenizer.decode(codes) - images).square().mean(dim=(1, 2, 3))
-            psnr += (-10 * error.clamp(min=1e-10).log10()).tolist()
+            psnrs += psnr(tokenizer.decode(codes), images).tolist()
         codes = codes.flatten().cpu()
         counts += torch.bincount(codes, minlength=len(counts))
         patches = F.unfold(images.float().cpu(), stride, stride=stride).transpose(1, 2)
@@ -193,6 +192,5 @@ def score_tokenizer(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> Tokenize
         raise ValueError('no images to measure the tokenizer on')
     means = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), 0.5)
     pictures = to_uint8(means.unflatten(1, (3, stride, stride)))
-    return TokenizerScores(
-        counts.numpy(), pictures, num_images, float(np.mean(psnr)) if decodes else None
-    )
+    mean = float(np.mean(psnrs)) if decodes else None
+    return TokenizerScores(counts.numpy(), pictures, num_images, mean)

@@ -1,4 +1,4 @@
-"""Resolved differences of two configs, and the files that they come from."""
+"""Resolved differences of two configs."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mcbeit_mm.config.diff import ABSENT, ConfigFile, as_text, differences, lookup, settings
+from mcbeit_mm.config.diff import as_text, compare_files, differences, settings
 
 LOAD, FLIP = dict(type='Load'), dict(type='Flip', prob=0.5)
 
@@ -15,7 +15,7 @@ def lines(old, new):
     return [str(change) for change in differences(old, new)]
 
 
-def test_leaves_that_changed_came_and_went():
+def test_leaves_that_were_changed_added_and_removed():
     old = dict(model=dict(head=dict(omega=0.2, tau=4.0), depth=12), same=[1, 2])
     new = dict(model=dict(head=dict(omega=0.5, tau=4), extra=dict(a='x', b={})), same=(1, 2))
     assert lines(old, new) == [
@@ -43,11 +43,7 @@ def test_leaves_that_changed_came_and_went():
     ],
 )
 def test_lists_and_kinds(old, new, expected):
-    changes = differences(dict(p=old), dict(p=new))
-    assert [str(change) for change in changes] == expected
-    for change in changes:  # a key finds its value again
-        found = lookup(dict(p=old), change.key)
-        assert found is ABSENT if change.old is ABSENT else found == change.old
+    assert lines(dict(p=old), dict(p=new)) == expected
 
 
 def test_values_are_written_as_in_configs():
@@ -62,53 +58,31 @@ def test_only_what_a_runner_reads_counts():
 
 @pytest.fixture
 def files(tmp_path):
-    """Base a; b and other both inherit; the base of c is chosen by a variable."""
+    """Base a; c inherits from it and has a helper variable."""
     texts = {
-        'a': 'model = dict(tau=4.0, omega=0.2, gone=1, steps=[dict(type="Load", size=1)])',
-        'b': "_base_ = ['./a.py', './data.py']\nmodel = dict(_delete_=True, tau=4.0, omega=0.5,\n"
-        '    steps=_base_.model.steps)',
-        'data': "load_from = 'x'",
-        'c': "_base_ = './{{$DIFF_BASE:a}}.py'\nresume = True\nsteps = _base_.model.steps\n"
+        'a': 'model = dict(tau=4.0, omega=0.2, steps=[dict(type="Load", size=1)])',
+        'c': "_base_ = './a.py'\nresume = True\nsteps = _base_.model.steps\n"
         'steps[0].update(size=2)\nmodel = dict(steps=steps)',
-        'd': "names = ['a']\n_base_ = [f'./{name}.py' for name in ['a']]\nresume = True",
     }
     for name, text in texts.items():
         (tmp_path / f'{name}.py').write_text(text)
-    return tmp_path
+    return str(tmp_path / 'a.py'), str(tmp_path / 'c.py')
 
 
-def origin(file, key):
-    found = ConfigFile(file).origin(tuple(key.split('.')))
-    return found and found.stem
-
-
-def test_the_most_derived_file_that_changes_a_value_set_it(files, monkeypatch):
-    monkeypatch.setenv('DIFF_BASE', 'b')
-    c = files / 'c.py'
-    assert origin(c, 'model.tau') == 'a'  # repeated in b, yet unchanged
-    assert origin(c, 'model.omega') == 'b'
-    assert origin(c, 'model.gone') == 'b'  # which deleted it
-    assert origin(c, 'model.steps.Load.size') == 'c'
-    assert origin(c, 'load_from') == 'data'
-    assert origin(c, 'model.never') is None
-    monkeypatch.delenv('DIFF_BASE')
-    assert origin(c, 'model.omega') == origin(c, 'model.gone') == 'a'
-
-
-def test_a_computed_base_ends_the_search(files):
-    assert origin(files / 'd.py', 'model.tau') == 'd'
-
-
-def test_bases_of_other_packages():
-    path = next((ROOT / 'configs/_base_/models').glob('mask-rcnn_mcbeit-vit-base*.py'))
-    pytest.importorskip('mmdet')
-    found = ConfigFile(path).origin(('model', 'rpn_head', 'anchor_generator', 'strides'))
-    assert 'mmdet' in str(found) and found.is_file()
+def test_files_are_compared_after_inheritance_and_overrides(files):
+    changes = compare_files(*files, cfg_options=['model.tau=1.0'])
+    assert [str(change) for change in changes] == [
+        'model.tau: 4.0 -> 1.0',
+        'model.steps.Load.size: 1 -> 2',
+        'resume: (absent) -> True',
+    ]
+    assert 'steps' in [
+        change.name.split('.')[0] for change in compare_files(*files, everything=True)
+    ]
 
 
 def test_command(files, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / 'tools')
-    monkeypatch.chdir(files)
     import config_diff as tool
 
     def run(*args):
@@ -116,19 +90,9 @@ def test_command(files, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             tool.main()
         captured = capsys.readouterr()
-        return stop.value.code, captured.out.splitlines(), captured.err
+        return stop.value.code, captured.out, captured.err
 
-    # without helper variables such as `steps`
-    assert run('a.py', 'c.py', '--cfg-options', 'model.tau=1.0') == (
-        1,
-        [
-            'model.tau: 4.0 -> 1.0  [a.py -> --cfg-options]',
-            'model.steps.Load.size: 1 -> 2  [a.py -> c.py]',
-            'resume: (absent) -> True  [- -> c.py]',
-        ],
-        '',
-    )
-    assert any(line.startswith('steps: ') for line in run('a.py', 'c.py', '--all')[1])
-    assert run('a.py', 'a.py')[:2] == (0, [])
-    status, out, error = run('a.py', 'missing.py')
+    assert run(*files) == (1, 'model.steps.Load.size: 1 -> 2\nresume: (absent) -> True\n', '')
+    assert run(files[0], files[0]) == (0, '', '')
+    status, out, error = run(files[0], 'missing.py')
     assert status == 2 and not out and 'error: no config file missing.py' in error

@@ -1,16 +1,13 @@
-"""Config overrides, early checks, one-line errors."""
+"""Reading configs and options, one-line errors, devices, drawing."""
 
 import errno
-import subprocess
-import sys
-import time
 from importlib import import_module
 
 import pytest
+import torch
+from config_files import load
 from conftest import ROOT
-from mmengine.config import Config
-from mmengine.registry import HOOKS, VISUALIZERS, init_default_scope
-from PIL import Image
+from mmengine.registry import HOOKS, MODELS, VISUALIZERS, init_default_scope
 
 from mcbeit_mm.config import launch
 
@@ -19,15 +16,7 @@ CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1
 
 @pytest.fixture
 def cfg():
-    cfg = Config.fromfile(CONFIG)
-    sizes = dict(ddconfig=dict(ch_mult=[1, 1, 2, 4]), n_embed=8192, embed_dim=256)
-    cfg.model.target_generator = dict(type='GumbelVQGANTokenizer', **sizes)  # no file to look for
-    return cfg
-
-
-def one_photo(folder):
-    folder.mkdir(parents=True)
-    Image.new('RGB', (32, 32)).save(folder / 'photo.png')
+    return load(CONFIG)
 
 
 def test_wrong_path_proposes_a_near_one():
@@ -66,47 +55,64 @@ def test_errors_become_one_line(capsys, monkeypatch):
         raise ValueError('shown in full')
 
 
-def run(*args, **env):
-    import os
+@pytest.mark.parametrize(
+    'node, text',
+    [
+        (dict(type='Linear', in_features=1, out=2), "unexpected keyword argument 'out'"),
+        (dict(type='Linear', in_features=1), 'missing 1 required positional argument'),
+        (dict(type='Linera'), 'Linera is not in the mmengine::model registry'),
+    ],
+)
+def test_what_a_registry_cannot_build_is_one_line(node, text, capsys):
+    MODELS.register_module(module=torch.nn.Linear, force=True)
+    with pytest.raises(SystemExit) as stop, launch.one_line_errors():
+        MODELS.build(node)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and text in error and error.count('\n') == 1
 
-    env = dict(os.environ, PYTHONPATH=str(ROOT), **env)
-    return subprocess.run(
-        [sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-    )
 
+def test_a_bug_while_building_keeps_its_traceback():
+    class Buggy(torch.nn.Module):
+        def __init__(self):
+            len(None)
 
-def test_help_is_quick():
-    for tool in ('train.py', 'test.py', 'evaluate_features.py', 'make_demo_data.py', 'doctor.py'):
-        start = time.perf_counter()
-        out = run(f'tools/{tool}', '--help')
-        assert out.returncode == 0 and 'usage' in out.stdout
-        assert time.perf_counter() - start < 2, tool
+    MODELS.register_module(module=Buggy, force=True)
+    with pytest.raises(TypeError), launch.one_line_errors():
+        MODELS.build(dict(type='Buggy'))
 
 
 @pytest.mark.parametrize(
-    'args, text',
+    'option, value',
     [
-        (['tools/train.py', 'configs/nothing.py'], 'no config file configs/nothing.py'),
-        (['tools/train.py', str(CONFIG), '--cfg-options', 'model.hed=1'], 'did you mean head'),
-        (['tools/train.py', str(CONFIG), '--precision', 'fp32'], 'MCBEIT_DATA'),
-        (['tools/test.py', str(CONFIG), 'x.pth'], 'has no test set'),
+        ('model.head.omega=0.5', 0.5),
+        ('model.backbone.with_cp=True', True),  # not in the config, but an argument of the class
+        ('model.backbone.init_cfg.checkpoint=x.pth', 'x.pth'),
+        ('param_scheduler.0.end=20', 20),
+        ('train_cfg.val_interval=2', 2),
+        ('optim_wrapper.accumulative_counts=4', 4),
+        ('optim_wrapper.optimizer.fused=True', True),
+        ('find_unused_parameters=True', True),
+        ('default_hooks.checkpoint.save_best=None', None),
     ],
 )
-def test_user_errors_end_in_one_line(args, text):
-    out = run(*args)
-    assert out.returncode == 2
-    assert text in out.stderr and 'Traceback' not in out.stderr
-    assert len([line for line in out.stderr.splitlines() if line.startswith('error:')]) == 1
+def test_options_arrive(option, value):
+    node = launch.load_config(str(CONFIG), [option])
+    for part in option.split('=')[0].split('.'):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    assert node == value
 
 
-def test_missing_tokenizer_ends_in_one_line(tmp_path):
-    one_photo(tmp_path / 'train')
-    out = run(
-        'tools/train.py', str(CONFIG), '--precision', 'fp32', '--work-dir', str(tmp_path / 'work'),
-        MCBEIT_DATA=str(tmp_path), MCBEIT_TOKENIZER=str(tmp_path / 'nowhere'),
-    )  # fmt: skip
-    assert out.returncode == 2
-    assert 'nowhere' in out.stderr.splitlines()[-1] and 'Traceback' not in out.stderr
+def test_misspelled_options_are_refused():
+    with pytest.raises(ValueError, match="model.head has no key 'omgea'; did you mean omega"):
+        launch.load_config(str(CONFIG), ['model.head.omgea=0.5'])
+
+
+def test_options_are_parsed():
+    with pytest.raises(ValueError, match='takes key=value, got model.head.omega'):
+        launch.parse_options(['model.head.omega'])
+    parsed = launch.parse_options(['a=[1,2]', 'b=x', 'c=(3,4)'])
+    assert parsed == dict(a=[1, 2], b='x', c=(3, 4))
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg', 'mmdet'])
@@ -116,13 +122,13 @@ def test_predictions_are_drawn_by_the_tasks_own_hook(cfg, scope, tmp_path):
     init_default_scope(scope)
     import_module(f'{scope}.engine.hooks')
     import_module(f'{scope}.visualization')
-    visualizer = VISUALIZERS.build(cfg.visualizer)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=str(tmp_path)))
     hook = HOOKS.build(cfg.default_hooks.visualization)
     assert hook._visualizer is visualizer
     places = [vars(hook), *map(vars, visualizer._vis_backends.values())]
     assert str(tmp_path / 'shown') in str(places)
     cfg.default_scope = 'mmpose'
-    with pytest.raises(ValueError, match='not for'):
+    with pytest.raises(ValueError, match='supports mmpretrain, mmseg, mmdet, not .mmpose'):
         launch.draw_predictions(cfg, 'x')
 
 
@@ -134,7 +140,7 @@ def test_sync_batch_norm_becomes_plain_for_cpu_processes():
 
 def test_several_processes_draw_nothing(cfg, tmp_path):
     cfg.launcher, cfg.default_scope = 'pytorch', 'mmdet'
-    with pytest.raises(ValueError, match='draws in one process'):
+    with pytest.raises(ValueError, match='needs a single process'):
         launch.draw_predictions(cfg, str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -129,3 +130,15 @@ def test_segmentor_runs_on_its_batch():
     losses = model(**training_batch(model, 2, (64, 64)), mode='loss')
     assert torch.isfinite(losses['decode.loss_ce'])
     assert estimate_memory(model, (64, 64)).per_image > 0
+
+
+def test_table_of_estimates(capsys):
+    config = str(ROOT / 'configs/demo/mcbeit_vit-micro-p16_classification_demo.py')
+    memory.print_estimates([config], batch=4, cfg_options=['model.backbone.arch.num_layers=1'])
+    memory.print_estimates([config], size=(128, 160), cfg_options=['model.backbone.with_cp=True'])
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if config in line]
+    weights, gradients, moments, fixed, per_image = map(float, table[0][1:6])
+    assert weights == gradients and moments == pytest.approx(2 * weights, abs=2e-3)
+    assert table[0][6] == '4' and table[1][6] == '16'
+    total = weights + gradients + moments + fixed + 4 * per_image
+    assert float(table[0][0]) == pytest.approx(total, abs=0.06)

@@ -1,19 +1,18 @@
-"""What would fail minutes into a run is found before it starts."""
+"""Mistakes that would show minutes into a run are found before it starts."""
 
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.config import Config
+from config_files import load
 from PIL import Image
 
 from mcbeit_mm.config import preflight
 
-CONFIG = ROOT / 'configs/pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
+CONFIG = 'pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'
 
 
 @pytest.fixture
 def cfg():
-    cfg = Config.fromfile(CONFIG)
+    cfg = load(CONFIG)
     sizes = dict(ddconfig=dict(ch_mult=[1, 1, 2, 4]), n_embed=8192, embed_dim=256)
     cfg.model.target_generator = dict(type='GumbelVQGANTokenizer', **sizes)  # no file to look for
     return cfg
@@ -21,7 +20,7 @@ def cfg():
 
 @pytest.fixture
 def ready(cfg, tmp_path):
-    """The config, with data and a precision that any machine has."""
+    """The config with data and a precision that every machine supports."""
     one_photo(tmp_path / 'train')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     cfg.optim_wrapper.type = 'OptimWrapper'
@@ -50,7 +49,7 @@ def test_folder_without_images(cfg, tmp_path):
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train/notes.txt').touch()
-    with pytest.raises(FileNotFoundError, match='no image .* below'):
+    with pytest.raises(FileNotFoundError, match='no image .* in '):
         preflight.check_before_run(cfg)
     one_photo(tmp_path / 'train/deep')
     preflight.check_before_run(cfg)
@@ -121,7 +120,7 @@ def test_a_resumed_run_needs_no_initial_weights(ready):
 
 
 def test_all_checks_are_called(ready, tmp_path, monkeypatch, capsys):
-    """Each finds its mistake from here; their own tests hold the cases."""
+    """One mistake per check; their own tests have the cases."""
     ready.work_dir = str(tmp_path / 'work')
     preflight.check_before_run(ready)
     assert 'the learning rate is for 2048' in capsys.readouterr().err

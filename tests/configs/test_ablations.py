@@ -3,10 +3,10 @@
 import re
 
 import pytest
+from config_files import load
 from conftest import ROOT
-from mmengine.config import Config
 
-from mcbeit_mm.config.diff import ABSENT, differences, lookup, settings
+from mcbeit_mm.config.diff import ABSENT, differences, settings
 
 FOLDER = ROOT / 'configs/ablations'
 PATHS = sorted(FOLDER.glob('*.py'))
@@ -21,7 +21,14 @@ VOCABULARY = {'model.head.vocab_size': None}  # the tokenizer's
 
 
 def value_of(cfg, name):
-    return lookup(cfg, tuple(name.split('.')))
+    """Value under a dotted key, with steps of a list named by their type; ABSENT if none."""
+    for part in name.split('.'):
+        if isinstance(cfg, list):
+            cfg = {step['type']: step for step in cfg}
+        if part not in cfg:
+            return ABSENT
+        cfg = cfg[part]
+    return cfg
 
 
 def expected(name, baseline):
@@ -67,12 +74,9 @@ def expected(name, baseline):
 
 @pytest.mark.parametrize('where', ['in1k', 'photos'])
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
-def test_resolves_to_its_name(path, where, monkeypatch):
-    monkeypatch.setenv('MCBEIT_ABLATION', where)
-    for name in ('MCBEIT_TOKENIZER', 'MCBEIT_DATA'):
-        monkeypatch.delenv(name, raising=False)
-    baseline = settings(Config.fromfile(FOLDER / 'baseline.py'))
-    cfg = settings(Config.fromfile(path))
+def test_resolves_to_its_name(path, where):
+    baseline = settings(load('ablations/baseline.py', MCBEIT_ABLATION=where))
+    cfg = settings(load(path, MCBEIT_ABLATION=where))
     wanted = expected(path.stem, baseline)
     changes = {change.name: change.new for change in differences(baseline, cfg)}
     assert changes == {k: v for k, v in wanted.items() if value_of(baseline, k) != v}
@@ -81,11 +85,10 @@ def test_resolves_to_its_name(path, where, monkeypatch):
         assert found is ABSENT if value is ABSENT else found == value
 
 
-def test_the_bases_are_those_of_their_names(monkeypatch):
+def test_the_bases_are_those_of_their_names():
     sizes = {}
     for where in ('in1k', 'photos'):
-        monkeypatch.setenv('MCBEIT_ABLATION', where)
-        cfg = Config.fromfile(FOLDER / 'baseline.py')
+        cfg = load('ablations/baseline.py', MCBEIT_ABLATION=where)
         assert (cfg.model.head.tau, cfg.model.head.omega) == (4.0, 0.2)
         mask = cfg.train_dataloader.dataset.pipeline[3]
         assert (mask.type, mask.mask_ratio) == ('RandomPatchMask', 0.75)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from config_files import load as load_file
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -39,7 +40,7 @@ CLASSES = ('ash', 'birch', 'cedar', 'dogwood')
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """Four classes of four JPEGs each, 40 x 56 pixels, told apart by color; train and val."""
+    """Four classes of four JPEGs each, 40 x 56 pixels, which differ in color; train and val."""
     folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
     colors = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
     for part in ('train', 'val'):
@@ -52,9 +53,9 @@ def photos(tmp_path_factory):
     return folder
 
 
-def load(name: str) -> Config:
+def load(name: str, **variables: str) -> Config:
     """A config without pretrained weights."""
-    cfg = Config.fromfile(CONFIGS[name])
+    cfg = load_file(CONFIGS[name], **variables)
     cfg.model.backbone.init_cfg = cfg.load_from = None
     return cfg
 
@@ -70,7 +71,7 @@ def shrink(cfg: Config, num_layers: int = 2, dims: int = 32) -> Config:
 
 def runnable(name: str, photos, work_dir, batch_size: int = 8) -> Config:
     """A config for 32-pixel crops of the photos, one epoch on the CPU in this process."""
-    cfg = shrink(load(name))
+    cfg = shrink(load(name, MCBEIT_CLASSES='4'))
     cfg.work_dir, cfg.default_hooks.checkpoint.interval = str(work_dir), 100
     cfg.model.backbone.img_size = 32
     if cfg.optim_wrapper.type == 'AmpOptimWrapper':
@@ -128,12 +129,10 @@ def test_name_agrees_with_content(name):
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
 
 
-def test_data_weights_and_classes_come_from_variables(monkeypatch):
-    monkeypatch.setenv('MCBEIT_DATA', '/somewhere/photos')
-    monkeypatch.setenv('MCBEIT_WEIGHTS', '/somewhere/weights.pth')
-    monkeypatch.setenv('MCBEIT_CLASSES', '37')
+def test_data_weights_and_classes_come_from_variables():
+    variables = dict(MCBEIT_DATA='/somewhere/photos', MCBEIT_WEIGHTS='/somewhere/weights.pth')
     for name, path in CONFIGS.items():
-        cfg = Config.fromfile(path)
+        cfg = load_file(path, MCBEIT_CLASSES='37', **variables)
         for part in ('train', 'val', 'test'):
             assert cfg[f'{part}_dataloader'].dataset.data_root == '/somewhere/photos'
         init = cfg.model.backbone.init_cfg
@@ -143,10 +142,7 @@ def test_data_weights_and_classes_come_from_variables(monkeypatch):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_steps_change_the_weights_and_the_first_loss_is_that_of_a_uniform_guess(
-    name, photos, tmp_path, monkeypatch
-):
-    monkeypatch.setenv('MCBEIT_CLASSES', '4')
+def test_steps_change_the_weights_from_the_loss_of_a_uniform_guess(name, photos, tmp_path):
     cfg = runnable(name, photos, tmp_path)
     runner, steps = Runner.from_cfg(cfg), Losses()
     runner.register_hook(steps)
@@ -275,7 +271,7 @@ def test_mixed_targets_are_timms_smoothed_ones():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_evaluation_sees_what_the_authors_does(name, tmp_path):
+def test_evaluation_uses_the_authors_pixels(name, tmp_path):
     """Short side to size / 0.875 below 384 px, bicubic, centre crop: the pixels of torchvision."""
     side = load(name).model.backbone.img_size
     resized = {224: 256, 384: 384, 128: 128}[side]
@@ -308,7 +304,7 @@ def test_randaugment_has_timms_magnitudes():
         assert abs(argument) == pytest.approx(magnitude, abs=1.0 if rounded else 1e-6), name
 
 
-def test_erased_pixels_are_normal_after_normalising():
+def test_erased_pixels_are_normal_after_normalization():
     (step,) = [dict(s) for s in load(BASE).train_pipeline if s.type == 'RandomErasing']
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         erase = TRANSFORMS.build(step | dict(erase_prob=1.0))
@@ -361,8 +357,7 @@ def test_higher_resolution_continues_with_the_same_classifier(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_vit_learns_sixteen_photos_by_heart(photos, tmp_path, monkeypatch):
-    monkeypatch.setenv('MCBEIT_CLASSES', '4')
+def test_a_tiny_vit_memorizes_sixteen_photos(photos, tmp_path):
     cfg = runnable(TINY, photos, tmp_path, batch_size=16)
     cfg.optim_wrapper.optimizer.lr = 2e-3
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = 40

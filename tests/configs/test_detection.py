@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 pytest.importorskip('mmdet')
-from mmengine.config import Config
+from config_files import load
 from mmengine.registry import (
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
@@ -48,7 +48,7 @@ def test_name_agrees_with_content(path):
     match = NAME.fullmatch(path.stem)
     assert match, 'name does not follow the scheme'
     name = match.groupdict()
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     model, backbone = cfg.model, cfg.model.backbone
     assert model.type == ('CascadeRCNN' if name['head'].startswith('cascade') else 'MaskRCNN')
     if name['arch'] == 'tiny':
@@ -81,18 +81,17 @@ def test_name_agrees_with_content(path):
 
 def test_large_gives_a_map_after_each_quarter():
     path = next(p for p in CONFIGS if 'large' in p.stem)
-    config = Config.fromfile(path).model.backbone
+    config = load(path).model.backbone
     assert (config.layer_scale_init_value, config.with_cp) == (1e-5, True)
     with torch.device('meta'):
         backbone = MCBEiTDetViT('large', img_size=1024)
     assert tuple(backbone.global_blocks) == (5, 11, 17, 23)
 
 
-def test_data_and_weights_come_from_two_variables(monkeypatch):
-    monkeypatch.setenv('MCBEIT_DATA', '/somewhere/coco')
-    monkeypatch.setenv('MCBEIT_WEIGHTS', '/somewhere/weights.pth')
+def test_data_and_weights_come_from_two_variables():
+    variables = dict(MCBEIT_DATA='/somewhere/coco', MCBEIT_WEIGHTS='/somewhere/weights.pth')
     for path in CONFIGS:
-        cfg = Config.fromfile(path)
+        cfg = load(path, **variables)
         assert cfg.train_dataloader.dataset.data_root == '/somewhere/coco'
         assert cfg.test_evaluator.ann_file.startswith('/somewhere/coco/annotations/')
         assert cfg.model.backbone.init_cfg.checkpoint == '/somewhere/weights.pth'
@@ -104,7 +103,7 @@ def test_data_and_weights_come_from_two_variables(monkeypatch):
 @pytest.mark.parametrize('epochs', [25, 100])
 def test_learning_rate_is_detectron2s(epochs):
     path = next(p for p in CONFIGS if f'base-p16_fpn_32xb2-amp-lsj-{epochs}e' in p.stem)
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     per_epoch = 184  # a tenth of theirs
     total, warmup, peak = epochs * per_epoch, 46, 8e-5
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
@@ -166,7 +165,7 @@ def tiny(cfg, side=64):
 @pytest.mark.parametrize('rel_pos', ['shared', 'per_block'])
 def test_only_norms_and_positions_escape_weight_decay(rel_pos):
     init_default_scope('mmdet')
-    cfg = tiny(Config.fromfile(BASE))
+    cfg = tiny(load(BASE))
     cfg.model.backbone.rel_pos = rel_pos
     model = MODELS.build(cfg.model)
     wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
@@ -254,10 +253,9 @@ def data(tmp_path_factory):
     return root
 
 
-def runnable(path, data, work_dir, monkeypatch, side=64):
+def runnable(path, data, work_dir, side=64):
     """A config at toy size on the CPU; only sizes, precision and workers differ from the file."""
-    monkeypatch.setenv('MCBEIT_DATA', str(data))
-    cfg = tiny(Config.fromfile(path), side)
+    cfg = tiny(load(path, MCBEIT_DATA=str(data)), side)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
         for step in loader.dataset.pipeline:
@@ -285,8 +283,8 @@ TRAINED = [path for path in CONFIGS if '100e' not in path.stem]  # but for its l
 
 
 @pytest.mark.parametrize('path', TRAINED, ids=lambda p: p.stem)
-def test_trains_and_evaluates(path, data, tmp_path, monkeypatch):
-    runner = Runner.from_cfg(runnable(path, data, tmp_path, monkeypatch))
+def test_trains_and_evaluates(path, data, tmp_path):
+    runner = Runner.from_cfg(runnable(path, data, tmp_path))
     before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
     runner.train()
     scalars = runner.message_hub.log_scalars
@@ -306,19 +304,18 @@ def test_trains_and_evaluates(path, data, tmp_path, monkeypatch):
     assert {'val/coco/bbox_mAP', 'val/coco/segm_mAP'} <= set(metrics)
 
 
-def test_the_classes_are_those_of_the_annotations(data, monkeypatch):
-    monkeypatch.setenv('MCBEIT_DATA', str(data))
-    cfg = Config.fromfile(SMALL)
+def test_the_classes_are_those_of_the_annotations(data):
+    cfg = load(SMALL, MCBEIT_DATA=str(data))
     assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo.classes == ['person', 'car']
 
 
 @pytest.mark.slow
-def test_overfits_six_images(tmp_path, monkeypatch):
+def test_overfits_six_images(tmp_path):
     write_coco(tmp_path, 6, side=(90, 128))
     write_coco(tmp_path, 6, side=(90, 128), split='val2017')  # the same
-    cfg = runnable(SMALL, tmp_path, tmp_path / 'work', monkeypatch, side=128)
+    cfg = runnable(SMALL, tmp_path, tmp_path / 'work', side=128)
     pipeline = cfg.train_dataloader.dataset.pipeline
     cfg.train_dataloader.dataset.pipeline = [step for step in pipeline if 'Random' not in step.type]
     cfg.train_dataloader.dataset.pipeline.insert(2, cfg.val_dataloader.dataset.pipeline[1])

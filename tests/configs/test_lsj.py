@@ -1,15 +1,14 @@
-"""Large-scale jitter in training; at test time boxes and masks return to the original image."""
+"""Large-scale jitter in training; test-time boxes and masks in original pixels."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 pytest.importorskip('mmdet')
 import cv2
-from mmengine.config import Config
+from config_files import load
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 
@@ -21,7 +20,7 @@ SIZES = [(240, 240), (300, 100), (101, 307), (333, 251), (1501, 499), (37, 641),
 
 @pytest.fixture(scope='module')
 def cfg():
-    return Config.fromfile(ROOT / 'configs/detection' / CONFIG)
+    return load(f'detection/{CONFIG}')
 
 
 def write_image(path, height, width):
@@ -30,7 +29,7 @@ def write_image(path, height, width):
 
 
 def sample(path, height, width, box):
-    """What CocoDataset hands to the pipeline: one rectangle, as a polygon."""
+    """A sample as CocoDataset gives it to the pipeline: one rectangle as a polygon."""
     x1, y1, x2, y2 = box
     polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
     instance = dict(bbox=[x1, y1, x2, y2], bbox_label=0, mask=[polygon], ignore_flag=0)
@@ -143,7 +142,7 @@ def detect(cfg, detector, path, height, width, network_boxes):
 
 
 @pytest.mark.parametrize(('height', 'width'), SIZES)
-def test_boxes_and_masks_return_to_the_original_image(cfg, detector, tmp_path, height, width):
+def test_boxes_and_masks_are_in_original_pixels(cfg, detector, tmp_path, height, width):
     scale = 1024 / max(height, width)
     box = np.array([width * 0.25, height * 0.1, width * 0.8, height * 0.75])
     found = detect(cfg, detector, tmp_path / 'image.png', height, width, [box * scale])
@@ -161,7 +160,7 @@ def test_boxes_and_masks_return_to_the_original_image(cfg, detector, tmp_path, h
 
 
 @pytest.mark.parametrize(('height', 'width'), SIZES)
-def test_nothing_lies_outside_the_original_image(cfg, detector, tmp_path, height, width):
+def test_nothing_is_outside_the_original_image(cfg, detector, tmp_path, height, width):
     box = [[0, 0, 1024, 1024]]  # the whole square with its padding
     found = detect(cfg, detector, tmp_path / 'image.png', height, width, box)
     assert found.bboxes[0].numpy() == pytest.approx([0, 0, width, height], abs=0.01)

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from config_files import load
 from conftest import ROOT, backbone_from, relative_error
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
@@ -54,20 +54,21 @@ def write_scene(root, split, name, size=(64, 64), seed=0):
         Image.fromarray(array).save(path)
 
 
-@pytest.fixture
-def scenes(tmp_path):
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
     """Four training and two validation scenes of 64 px in ADE20K's layout."""
+    folder = tmp_path_factory.mktemp('scenes')
     for i in range(4):
-        write_scene(tmp_path, 'training', f'{i}', seed=i)
+        write_scene(folder, 'training', f'{i}', seed=i)
     for i in range(2):
-        write_scene(tmp_path, 'validation', f'{i}', seed=i)
-    (tmp_path / 'classes.txt').write_text('\n'.join(CLASSES) + '\n')
-    return tmp_path
+        write_scene(folder, 'validation', f'{i}', seed=i)
+    (folder / 'classes.txt').write_text('\n'.join(CLASSES) + '\n')
+    return folder
 
 
 def tiny(path, data_root, work_dir, **backbone):
-    """A config at 64 px with a 4-block backbone, on the CPU, else unchanged."""
-    cfg = Config.fromfile(path)
+    """A config at 64 px with a 4-block backbone, on the CPU, otherwise unchanged."""
+    cfg = load(path, MCBEIT_DATA=str(data_root))
     model, dims, crop = cfg.model, 32, (64, 64)
     arch = dict(embed_dims=dims, num_layers=4, num_heads=2, feedforward_channels=64)
     model.backbone.update(arch=arch, img_size=64, out_indices=[0, 1, 2, 3], init_cfg=None)
@@ -130,7 +131,7 @@ def optimizer_of(cfg):
 
 def authors_with_narrow_blocks():
     """The authors' config with all 12 blocks, 8 channels wide."""
-    cfg = Config.fromfile(ROOT / 'configs/segmentation' / AUTHORS)
+    cfg = load(f'segmentation/{AUTHORS}')
     arch = dict(embed_dims=8, num_layers=12, num_heads=1, feedforward_channels=8)
     cfg.model.backbone.update(arch=arch, init_cfg=None)
     cfg.model.neck.embed_dim = cfg.model.auxiliary_head.in_channels = 8
@@ -183,7 +184,7 @@ def test_learning_rate_is_that_of_mmcv_1():
 def test_name_agrees_with_content(path):
     match = NAME.fullmatch(path.stem)
     assert match, 'name does not follow the scheme'
-    name, cfg = match.groupdict(), Config.fromfile(path)
+    name, cfg = match.groupdict(), load(path)
     model, backbone = cfg.model, cfg.model.backbone
     dims, arch = DIMS[name['arch']], backbone.arch
     assert (arch.embed_dims if name['arch'] == 'tiny' else arch) in (dims, name['arch'])
@@ -224,11 +225,10 @@ def test_name_agrees_with_content(path):
         assert part.norm_cfg.type == norm
 
 
-def test_custom_classes_are_counted_once(scenes, monkeypatch):
-    monkeypatch.setenv('MCBEIT_DATA', str(scenes))
+def test_custom_classes_are_counted_once(scenes):
     for path in CONFIGS:
         if 'custom' in path.stem:
-            cfg = Config.fromfile(path)
+            cfg = load(path, MCBEIT_DATA=str(scenes))
             heads = cfg.model.decode_head, cfg.model.auxiliary_head
             assert [head.num_classes for head in heads] == [len(CLASSES)] * 2
             dataset = DATASETS.build(cfg.val_dataloader.dataset)
@@ -239,7 +239,6 @@ def test_custom_classes_are_counted_once(scenes, monkeypatch):
 
 @by_config
 def test_one_step_and_validation(path, scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv('MCBEIT_DATA', str(scenes))
     cfg = tiny(path, scenes, tmp_path / 'work')
     runner = Runner.from_cfg(cfg)
     before = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
@@ -281,12 +280,11 @@ def test_any_photo_size_is_segmented(mode, size, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_eight_scenes_by_heart(tmp_path, monkeypatch):
+def test_memorizes_eight_scenes(tmp_path):
     for split in ('training', 'validation'):
         for i in range(8):
             write_scene(tmp_path, split, f'{i}', seed=i)
     (tmp_path / 'classes.txt').write_text('\n'.join(CLASSES) + '\n')
-    monkeypatch.setenv('MCBEIT_DATA', str(tmp_path))
     path = next(p for p in CONFIGS if 'vit-tiny' in p.stem)
     cfg = tiny(path, tmp_path, tmp_path / 'work', drop_path_rate=0.0, layer_scale_init_value=1.0)
     for step in cfg.train_dataloader.dataset.pipeline:

@@ -197,8 +197,9 @@ def test_consolidate_leaves_other_optimizers_alone():
 
 
 def test_config_keeps_the_recipe():
-    name = 'configs/pretrain/mcbeit_vit-large-p16_8xb256{}-amp-coslr-800e_in1k.py'
-    plain, sharded = (Config.fromfile(ROOT / name.format(tag)) for tag in ('', '-zero1'))
+    name = 'configs/pretrain/mcbeit_vit-large-p16_{}-amp-coslr-800e_in1k.py'
+    plain, sharded = (Config.fromfile(ROOT / name.format(n)) for n in ('16xb128', '8xb256-zero1'))
+    plain.train_dataloader.batch_size = 256
     optimizer = sharded.optim_wrapper.optimizer
     assert (optimizer.pop('type'), optimizer.pop('optimizer_type')) == ('ShardedOptimizer', 'AdamW')
     assert plain.optim_wrapper.optimizer.pop('type') == 'AdamW'

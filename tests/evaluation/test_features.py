@@ -74,7 +74,7 @@ def test_knn_weighs_near_neighbours_more():
 @pytest.mark.parametrize('k', [0, 21])
 def test_knn_refuses_impossible_k(k):
     data = clusters(20)
-    with pytest.raises(ValueError, match=rf'k must lie in \[1, 20\].*got {k}'):
+    with pytest.raises(ValueError, match=rf'k must be in \[1, 20\].*got {k}'):
         evaluation.knn_accuracy(*data, *data, k=k)
 
 
@@ -144,7 +144,7 @@ def test_held_out_split_is_a_tenth_of_every_class():
     fit, held_out = evaluation.held_out_split(labels)
     assert torch.equal(torch.cat([fit, held_out]).sort().values, torch.arange(200))
     assert labels[held_out].bincount().tolist() == [4] * 5
-    with pytest.raises(ValueError, match='10 or more training images.*got 9'):
+    with pytest.raises(ValueError, match='10 or more training images, got 9'):
         evaluation.held_out_split(labels[:9])
 
 
@@ -168,9 +168,9 @@ def test_score_layers_finds_the_informative_block():
 # --- features -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write_folder(tmp_path)
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_bf16_features_are_close_and_fp32(folder, backbone):
 
 
 def test_extraction_errors(folder, backbone):
-    with pytest.raises(ValueError, match=r'layers \[3\] lie outside the 3 blocks, 0 to 2'):
+    with pytest.raises(ValueError, match=r'layers \[3\] are not among the 3 blocks, 0 to 2'):
         evaluation.extract_features(backbone, loader_of(folder), 'cpu', [0, 3])
     pooled = MCBEiTViT(ARCH, img_size=32, patch_size=8, out_type='avg_featmap')
     with pytest.raises(ValueError, match="out_type='raw', got 'avg_featmap'"):
@@ -261,7 +261,8 @@ def test_max_train_takes_images_of_all_classes(tmp_path):
     assert len(val) == 12
 
 
-def test_folder_errors(folder, tmp_path):
+def test_folder_errors(tmp_path):
+    folder = write_folder(tmp_path / 'images')
     with pytest.raises(FileNotFoundError, match='nowhere/train'):
         evaluation.folder_datasets(tmp_path / 'nowhere', 28, MEAN, STD)
     (folder / 'val' / 'blue').rename(folder / 'val' / 'azure')

@@ -4,7 +4,6 @@ Every test asserts that the payload has not created its mark file. The first tes
 payloads create it when unpickled without restrictions.
 """
 
-import argparse
 import contextlib
 import functools
 import io
@@ -307,13 +306,17 @@ def test_convert_checkpoint(mark, tmp_path, monkeypatch, how):
         runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
 
 
-def test_evaluate_features(mark, tmp_path):
-    tool = runpy.run_path(str(ROOT / 'tools' / 'evaluate_features.py'))
+@pytest.mark.parametrize('how', FORMATS)
+def test_evaluate_features(mark, tmp_path, monkeypatch, capsys, how):
     meta = dict(cfg=f'model = dict(type=open({str(mark)!r}, "w").close())')
-    file = save('exec', mark, tmp_path / 'x.pth', meta=meta)
-    args = argparse.Namespace(checkpoint=file, data=str(tmp_path), config=None)
-    with pytest.raises(ValueError, match='no readable config'):
-        tool['evaluate'](args)
+    save('exec', mark, tmp_path / 'x.pth', how, meta=meta)
+    config = "model = dict(backbone=dict(type='MCBEiTViT'), data_preprocessor=dict(mean=0, std=1))"
+    (tmp_path / 'run.py').write_text(config)
+    arguments = ['evaluate_features.py', str(tmp_path), '--data', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools' / 'evaluate_features.py'), run_name='__main__')
+    assert stop.value.code == 2 and 'error: ' in capsys.readouterr().err
 
 
 # URLs

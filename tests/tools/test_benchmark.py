@@ -39,7 +39,7 @@ def test_full_sizes_are_those_of_the_titles(module):
             settings = case.settings
             assert f'B={settings["batch"]} N={settings["grid"] ** 2} V=8192' in case.name
             assert settings['dims'] == 768
-    assert module('plain_step').sizes_of_tokenizer(False)['n_embed'] == 8192
+    assert module('tokenizer').random_tokenizer(True, quick=False).vocab_size == 8192
 
 
 @pytest.mark.parametrize('flags', ['avx2', 'avx2 avx512_bf16', 'amx_bf16'])
@@ -130,28 +130,24 @@ def test_without_a_reset_there_is_no_peak(module, monkeypatch):
     measure = module('measure')
     monkeypatch.setattr(measure.Path, 'write_text', lambda *args: None)
     found = dict(VmHWM=2**30, VmRSS=2**20)
-    monkeypatch.setattr(measure, '_status', found.get)
+    monkeypatch.setattr(measure, 'process_memory', found.get)
     assert measure.peak_memory(lambda: None, 'cpu') is None
     found['VmRSS'] = 2**30
     assert measure.peak_memory(lambda: found.update(VmHWM=2**31), 'cpu') == 2**30
 
 
 def test_table_says_which_goals_are_met(module):
-    tables = module('tables')
+    measure = module('measure')
     sides = dict(
         plain=dict(seconds=[1.0, 2.0, 3.0], ratio=[1, 1, 1], per_second=4.0, peak=2**30),
         ours=dict(seconds=[0.9, 1.0, 1.1], ratio=[0.4, 0.5, 0.6], per_second=8.0, peak=2**29),
     )
     result = dict(name='work', goal=0.5, memory_goal=0.1, sides=sides)
-    row = tables.rows_of([result])[1]
+    row = measure.rows_of(result)[1]
     assert row[1:5] == ('ours', '1000', '8', '0.50 (0.40-0.60) [goal 0.5: met]')
     assert row[5:7] == ('512', '0.50 [goal 0.1: missed]')
-    fact = dict(name='size', value=3, unit='KiB', how='counted')
-    fact = module('measure').Fact(**fact)
-    markdown = tables.as_markdown([result], [fact], dict(torch='2.6'))
-    assert '| work | plain | 2000 |' in markdown and '- size: 3 KiB (counted)' in markdown
-    assert 'torch 2.6' in markdown
-    assert '|' not in tables.as_markdown([], [fact], {})
+    markdown = measure.as_markdown([result], dict(torch='2.6'))
+    assert '| work | plain | 2000 | 4 | 1 | 1024 |  |' in markdown and 'torch 2.6' in markdown
 
 
 @pytest.fixture
@@ -172,7 +168,7 @@ def in_process(module, monkeypatch, capsys):
 def test_script_measures_time_and_memory(module, in_process, tmp_path, monkeypatch):
     measure = module('measure')
     monkeypatch.setattr(measure, 'matmul_rate', lambda device, dtype: 1e11)
-    monkeypatch.setattr(measure, 'peak_memory', lambda run, device: len(peaks))
+    monkeypatch.setattr(measure, 'peak_memory', lambda once, device: len(peaks))
     peaks = []
 
     def peak_of_child(*args):
@@ -192,7 +188,7 @@ def test_script_measures_time_and_memory(module, in_process, tmp_path, monkeypat
     assert peaks == [('loss', 0, side, 'cpu', True) for side in ('plain', 'ours')]
     assert [found['peak'] for found in case['sides'].values()] == [1, 2]
     assert content['environment']['torch'] == torch.__version__
-    assert [fact['value'] for fact in content['facts']] == ['0.1']  # TFLOP/s
+    assert content['environment']['torch.float32 matmul'] == '0.1 TFLOP/s'
     assert '| ours |' in shown and shown == files[1].read_text()
 
 

@@ -28,7 +28,6 @@ def test_stages_name_files_that_exist(demo, tmp_path):
         for tool, *words in stage.values():
             assert (ROOT / 'tools' / tool).is_file()
             assert all(word.is_file() for word in words if str(word).endswith('.py'))
-    assert sum(minutes for minutes, _ in demo.STAGES.values()) <= 13
 
 
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'detection'])

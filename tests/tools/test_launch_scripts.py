@@ -24,6 +24,66 @@ def command(tmp_path, name, body):
     (tmp_path / name).chmod(0o755)
 
 
+@pytest.mark.parametrize(
+    'args, text',
+    [
+        (['tools/dist_train.sh', 'x.py'], 'usage: bash tools/dist_train.sh'),
+        (['tools/dist_train.sh', 'x.py', 'many'], "positive integer, got 'many'"),
+        (['tools/dist_train.sh', 'x.py', '2'], 'error: no config file x.py'),
+        (['tools/dist_test.sh', 'x.py', 'y.pth'], 'usage: bash tools/dist_test.sh'),
+        (['tools/slurm_train.sh', 'partition'], 'usage: '),
+    ],
+)
+def test_launch_scripts_explain_themselves(args, text):
+    out = subprocess.run(['bash', *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert out.returncode == 2 and text in out.stderr
+
+
+@pytest.mark.parametrize(
+    'args, env, expected',
+    [
+        (
+            ['tools/dist_train.sh', 'c.py', '8', '--amp'],
+            {},
+            '-m torch.distributed.run --nnodes 1 --rdzv-backend c10d --rdzv-endpoint localhost:0 '
+            '--nproc-per-node 8 tools/train.py c.py --amp --launcher pytorch',
+        ),
+        (
+            ['tools/dist_train.sh', 'c.py', '8'],
+            dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='host', PORT='29600'),
+            '-m torch.distributed.run --nnodes 2 --node-rank 1 --master-addr host --master-port '
+            '29600 --nproc-per-node 8 tools/train.py c.py --launcher pytorch',
+        ),
+        (
+            ['tools/dist_test.sh', 'c.py', 'x.pth', '2'],
+            dict(PORT='29601'),
+            '-m torch.distributed.run --nnodes 1 --master-addr 127.0.0.1 --master-port 29601 '
+            '--nproc-per-node 2 tools/test.py c.py x.pth --launcher pytorch',
+        ),
+        (
+            ['tools/slurm_train.sh', 'part', 'job', 'c.py', '--resume'],
+            dict(GPUS='4', SRUN_ARGS='--exclusive -t 10'),
+            '-p part --job-name=job --gres=gpu:4 --ntasks=4 --ntasks-per-node=4 '
+            '--cpus-per-task=10 --kill-on-bad-exit=1 --exclusive -t 10 '
+            f'python -u {ROOT}/tools/train.py c.py --launcher slurm --resume',
+        ),
+    ],
+)
+def test_launch_scripts_pass_everything_on(tmp_path, args, env, expected):
+    for name in ('python', 'srun'):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    unset = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT', 'GPUS')
+    clean = {k: v for k, v in os.environ.items() if k not in unset}
+    (tmp_path / 'c.py').touch()
+    args = [str(tmp_path / 'c.py') if word == 'c.py' else word for word in args]
+    expected = expected.replace(' c.py ', f' {tmp_path}/c.py ')
+    env = dict(clean, **env, PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    command = ['bash', *args]
+    out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)
+    assert out.stdout.strip() == expected
+
+
 SRUN = """
 echo "${@: -3}" >> "$HERE/calls"
 exit $(sed -n "$(wc -l < "$HERE/calls")p" "$HERE/statuses")
@@ -134,7 +194,10 @@ def main():
     while True:
         flag = torch.tensor(asked)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
-        Path(os.environ['HERE'], f'pid{dist.get_rank()}').write_text(str(os.getpid()))
+        pid = Path(os.environ['HERE'], f'pid{dist.get_rank()}')
+        if not pid.exists():
+            pid.with_suffix('.new').write_text(str(os.getpid()))
+            pid.with_suffix('.new').rename(pid)
         if flag:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Path(os.environ['MCBEIT_INTERRUPTED']).write_text('75')

@@ -40,24 +40,20 @@ def test_no_thumbnails_without_a_decoder():
     assert not figure.axes[1].artists
 
 
-def test_curves_are_drawn_as_given():
-    curves = {name: [(1, i), (5, i + 2)] for i, name in enumerate('abcd')}
-    figure = charts.curves_figure(curves)
-    shown = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in shown] == list('abcd')
-    for i, axes in enumerate(shown):
-        assert axes.lines[0].get_xydata().tolist() == [[1, i], [5, i + 2]]
-
-
-def test_compared_lines_are_a_panel_per_title():
-    lines = {
+def test_lines_are_drawn_as_given_a_panel_per_title():
+    panels = {
         'k-NN': {'x': [(0, 10.0), (1, 20.0)], 'y': [(0, 5.0), (1, 4.0)]},
-        'probe': {'x': [(0, 1.0)]},
+        'probe': {'probe': [(0, 1.0)]},
+        'c': {'c': [(1, 2)]},
+        'd': {'d': [(1, 3)]},
     }
-    first, second = charts.compared_figure(lines, 'block').axes
+    figure = charts.curves_figure(panels, 'block')
+    first, second, *rest = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in (first, second, *rest)] == list(panels)
     assert [line.get_label() for line in first.lines] == ['x', 'y']
-    assert first.lines[1].get_ydata().tolist() == [5.0, 4.0]
+    assert first.lines[1].get_xydata().tolist() == [[0, 5.0], [1, 4.0]]
     assert second.lines[0].get_ydata().tolist() == [1.0]
+    assert first.get_legend() and not second.get_legend()  # the title says it
 
 
 def test_usage_is_sorted_shares_in_percent():
@@ -80,22 +76,19 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
         charts.blank_figure(1, 1)
 
 
-def test_confusions_are_percent_of_each_row():
-    matrix = np.array([[3, 1], [0, 0]])
-    figure = charts.confusion_figure({'x': matrix, 'y': matrix.T}, ['a', 'b'])
-    first, second = figure.axes
-    assert first.images[0].get_array().tolist() == [[75, 25], [0, 0]]
-    assert [text.get_text() for text in first.texts] == ['75', '25', '', '']
-    assert [label.get_text() for label in first.get_yticklabels()] == ['a', 'b']
-    assert second.get_title() == 'y' and first.get_ylabel() == 'truth'
-    many = charts.confusion_figure({'x': np.eye(20)}, list(map(str, range(20))))
-    assert not many.axes[0].texts and not many.axes[1].axison
-
-
 def test_bars_of_classes_are_the_values():
     values = {'x': np.array([1.0, np.nan, 3.0]), 'y': np.array([2.0, 4.0, 6.0])}
-    (axes,) = charts.classes_figure({'IoU': values}, list('abc')).axes
+    (axes,) = charts.classes_figure('IoU', values, list('abc')).axes
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     assert heights == [[1, 0, 3], [2, 4, 6]]
     left, right = axes.containers
     assert left[0].get_x() < right[0].get_x() < left[1].get_x()
+
+
+def test_repeated_measurements_show_values_and_mean():
+    rows = {'base': [1.0, 3.0], 'other': [5.0], 'missing': []}
+    (axes,) = charts.spread_figure({'top-1': rows}).axes
+    dots = [line for line in axes.lines if line.get_marker() == 'o']
+    assert [list(line.get_xdata()) for line in dots] == [[1.0, 3.0], [5.0]]
+    assert 2.0 in [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == '--']
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(rows)

@@ -46,12 +46,12 @@ def test_half_a_last_line_is_dropped(tmp_path):
 
 def test_damage_elsewhere_is_an_error_with_its_place(tmp_path):
     write(tmp_path, 'a', steps(1, 1, run=0), tail='{"st\n{"step": 2}\n')
-    with pytest.raises(ValueError, match='scalars.json, line 2 is no JSON'):
+    with pytest.raises(ValueError, match='scalars.json, line 2 is not JSON'):
         read_scalars(tmp_path)
 
 
 def test_a_folder_without_logs_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no training log below'):
+    with pytest.raises(FileNotFoundError, match='no training log in'):
         read_scalars(tmp_path)
 
 

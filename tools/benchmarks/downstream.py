@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from benchmarks.measure import ROOT, Case
-from benchmarks.plain_step import TINY, PlainAttention
+from benchmarks.plain import TINY, use_plain_attention
 
 MODEL_FILES = {
     'segmentation': 'configs/_base_/models/upernet_mcbeit_vit-base-p16.py',
@@ -48,8 +48,7 @@ def build(
             config.pop('out_indices')
     model = MODELS.build(config).to(device).train(train)
     if side == 'plain':
-        for block in model.blocks:
-            block.attn.__class__ = PlainAttention
+        use_plain_attention(model)
     images = torch.randn(batch, 3, size, size, device=device)
 
     def run() -> Tensor:

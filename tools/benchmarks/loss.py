@@ -3,40 +3,37 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Case, fast_bf16
+from benchmarks.plain import plain_loss
 from mcbeit_mm.losses import multi_choice_loss
-from mcbeit_mm.targets import multi_choice_targets
 
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
 
 def cases(device: str, quick: bool) -> list[Case]:
     """Time at a batch size that suits the machine, memory at a large one."""
-    sizes = (
-        dict(grid=4, vocab_size=64, dims=32) if quick else dict(grid=14, vocab_size=8192, dims=768)
-    )
-    kinds = ('fp32', 'bf16') if fast_bf16(device) else ('fp32',)
-    batches = [(kind, 128 if device == 'cuda' else 8) for kind in kinds]
     if quick:
-        batches = [('fp32', 2)]
-    elif device == 'cpu':
-        batches.append(('fp32', 64))
-    return [
-        Case(
-            f'loss, B={batch} N={sizes["grid"] ** 2} V={sizes["vocab_size"]}, {kind}',
-            build,
-            dict(batch=batch, kind=kind, **sizes),
-            items=batch,
-            goal=0.7 if device == 'cuda' else 0.95,
-            memory_goal=0.1 if batch > 8 else None,
-            dtype=TYPES[kind],
-            rounds=1 if (device, batch) == ('cpu', 64) else None,
-        )
-        for kind, batch in batches
-    ]
+        return [case(device, 2, 'fp32', grid=4, vocab_size=64, dims=32)]
+    kinds = ('fp32', 'bf16') if fast_bf16(device) else ('fp32',)
+    batches = [(128 if device == 'cuda' else 8, kind) for kind in kinds]
+    if device == 'cpu':
+        batches.append((64, 'fp32'))
+    return [case(device, *batch, grid=14, vocab_size=8192, dims=768) for batch in batches]
+
+
+def case(device: str, batch: int, kind: str, grid: int, vocab_size: int, dims: int) -> Case:
+    return Case(
+        f'loss, B={batch} N={grid**2} V={vocab_size}, {kind}',
+        build,
+        dict(batch=batch, kind=kind, grid=grid, vocab_size=vocab_size, dims=dims),
+        items=batch,
+        goal=0.7 if device == 'cuda' else 0.95,
+        memory_goal=0.1 if batch > 8 else None,
+        dtype=TYPES[kind],
+        rounds=1 if (device, batch) == ('cpu', 64) else None,
+    )
 
 
 def build(
@@ -63,13 +60,3 @@ def build(
         return loss.detach()
 
     return run
-
-
-def plain_loss(
-    feats: Tensor, weight: Tensor, bias: Tensor, token_logits: Tensor, mask: Tensor
-) -> Tensor:
-    """The equations in the order of the paper: all tokens, then the masked ones."""
-    logits = F.linear(feats, weight, bias)
-    targets = multi_choice_targets(token_logits, feats)
-    losses = -(targets * logits.float().log_softmax(-1)).sum(-1)
-    return losses[mask].mean()

@@ -2,7 +2,6 @@
 
 All sides run in one process, once per round, in an order that rotates from round to round, so that
 a slow moment of the machine affects them alike. What counts is the ratio within a round.
-`torch.utils.benchmark.Timer` would run each side three times per round.
 """
 
 import gc
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
 CPU = Path('/proc/cpuinfo')
+HEAD = ('case', 'side', 'ms', 'per s', 'time ratio', 'MiB', 'memory ratio', 'GFLOP', '% of matmul')
 
 
 class Case(NamedTuple):
@@ -45,13 +45,24 @@ class Case(NamedTuple):
     rounds: int | None = None  # at most
 
 
-class Fact(NamedTuple):
-    """A figure other than a time."""
-
-    name: str
-    value: float | str
-    unit: str = ''
-    how: str = ''
+def run(cases: dict[str, list[Case]], device: str, quick: bool, repeats: int) -> tuple[list, dict]:
+    """Return results of all cases per topic, and the matmul rates they were compared with."""
+    results, rates = [], {}
+    for topic, listed in cases.items():
+        for index, case in enumerate(listed):
+            print(f'{case.name} ...', file=sys.stderr, flush=True)
+            if quick:  # too small for goals
+                case = case._replace(goal=None, memory_goal=None)
+            if case.computes and case.dtype not in rates:
+                rates[case.dtype] = matmul_rate(device, case.dtype)
+            result = measure(case, device, repeats, rates.get(case.dtype))
+            if case.computes:
+                for side, found in result['sides'].items():
+                    found['peak'] = peak_of_child(topic, index, side, device, quick)
+            results.append(result)
+    return results, {
+        f'{dtype} matmul': f'{rate / 1e12:.3g} TFLOP/s' for dtype, rate in rates.items()
+    }
 
 
 def measure(case: Case, device: str, repeats: int, rate: float | None) -> dict:
@@ -65,32 +76,32 @@ def measure(case: Case, device: str, repeats: int, rate: float | None) -> dict:
         and for counted FLOPs `gflop` and their `share` of the rate.
     """
     runs = {side: case.build(side, device, **case.settings) for side in case.sides}
-    for run in runs.values():
-        timed(run, device)
+    for once in runs.values():
+        timed(once, device)
     rounds = []
-    for number in range(min(repeats, case.rounds or repeats)):
-        turn = number % len(case.sides)
+    for index in range(min(repeats, case.rounds or repeats)):
+        turn = index % len(case.sides)
         order = case.sides[turn:] + case.sides[:turn]
         rounds.append({side: timed(runs[side], device) for side in order})
     sides = {}
-    for side, run in runs.items():
+    for side, once in runs.items():
         seconds = quartiles([times[side] for times in rounds])
         ratio = quartiles([times[side] / times[case.sides[0]] for times in rounds])
         sides[side] = dict(seconds=seconds, ratio=ratio, per_second=case.items / seconds[1])
         if case.computes:
-            flops = count_flops(run)
+            flops = count_flops(once)
             sides[side] |= dict(gflop=flops / 1e9, share=flops / seconds[1] / rate)
     goals = dict(goal=case.goal, memory_goal=case.memory_goal)
     return dict(name=case.name, settings=case.settings, sides=sides, **goals)
 
 
-def timed(run: Callable[[], object], device: str) -> float:
+def timed(once: Callable[[], object], device: str) -> float:
     """Seconds of one repetition, including the device's work."""
     gc.collect()
     synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
     synchronize()
     start = time.perf_counter()
-    run()
+    once()
     synchronize()
     return time.perf_counter() - start
 
@@ -102,7 +113,7 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method='inclusive')
 
 
-def count_flops(run: Callable[[], object]) -> int:
+def count_flops(once: Callable[[], object]) -> int:
     """FLOPs of the matrix products, convolutions and attentions of one repetition."""
 
     def addmm_flops(own: torch.Size, left: torch.Size, right: torch.Size, **kwargs) -> int:
@@ -112,7 +123,7 @@ def count_flops(run: Callable[[], object]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
     # The counter does not see into compiled code.
     with torch.compiler.set_stance('force_eager'), counter:
-        run()
+        once()
     return counter.get_total_flops()
 
 
@@ -132,32 +143,31 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def peak_memory(run: Callable[[], object], device: str) -> int | None:
+def peak_memory(once: Callable[[], object], device: str) -> int | None:
     """Bytes that one repetition allocates beyond what was allocated before.
 
-    On a CPU it is the growth of the process, which must be fresh: memory that it has freed but
-    kept would hide what the repetition allocates. None where the system does not tell.
+    On a CPU, the growth of the process; the process must be fresh, since memory that it freed but
+    kept would hide allocations. None where the system cannot reset the peak.
     """
     gc.collect()
     if device == 'cuda':
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
+        once()
         return torch.cuda.max_memory_allocated() - before
     try:
         Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
-        before = _status('VmHWM')
-        if before > _status('VmRSS') + 16 * MIB:  # some sandboxes ignore the reset
+        before = process_memory('VmHWM')
+        if before > process_memory('VmRSS') + 16 * MIB:  # some sandboxes ignore the reset
             return None
-        run()
-        return _status('VmHWM') - before
+        once()
+        return process_memory('VmHWM') - before
     except OSError:
         return None
 
 
-def _status(field: str) -> int:
+def process_memory(field: str) -> int:
+    """Bytes of a field in /proc/self/status."""
     found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
     if not found:
         raise OSError(f'/proc/self/status has no {field}')
@@ -182,6 +192,40 @@ def environment(device: str) -> dict:
         python=platform.python_version(),
         torch=torch.__version__,
     )
-    if device == 'cuda':
-        found |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
-    return found
+    return found | (dict(gpu=torch.cuda.get_device_name()) if device == 'cuda' else {})
+
+
+def as_markdown(results: list[dict], environment: dict) -> str:
+    """Format the environment and a table with a row per side."""
+    rows = [HEAD, ('---',) * len(HEAD), *(row for result in results for row in rows_of(result))]
+    title = ', '.join(f'{name} {value}' for name, value in environment.items())
+    return '\n'.join([title, '', *(f'| {" | ".join(row)} |' for row in rows)]) + '\n'
+
+
+def rows_of(result: dict) -> list[tuple[str, ...]]:
+    """Medians, ratios to the first side with quartiles, and whether the last side meets goals."""
+    rows, (first, *_, last) = [], result['sides']
+    for side, found in result['sides'].items():
+        low, median, high = found['ratio']
+        ratio = '1' if side == first else f'{median:.2f} ({low:.2f}-{high:.2f})'
+        peak, plain, memory = found.get('peak'), result['sides'][first].get('peak'), ''
+        if side != first and peak is not None and plain:
+            memory = f'{peak / plain:.2f}'
+        if side == last:
+            ratio += verdict(median, result['goal'])
+            memory += verdict(peak / plain, result['memory_goal']) if memory else ''
+        name = result['name'] if side == first else ''
+        speed = number(found['seconds'][1], 1000), number(found['per_second'])
+        flops = number(found.get('gflop')), number(found.get('share'), 100)
+        rows.append((name, side, *speed, ratio, number(peak, 1 / MIB), memory, *flops))
+    return rows
+
+
+def number(value: float | None, scale: float = 1) -> str:
+    return '' if value is None else f'{value * scale:.4g}'
+
+
+def verdict(value: float, goal: float | None) -> str:
+    if goal is None:
+        return ''
+    return f' [goal {goal:g}: {"met" if value <= goal else "missed"}]'

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
-from benchmarks.measure import Case, fast_bf16
-from benchmarks.plain_step import PlainTokenizer, sizes_of_tokenizer
+from benchmarks.measure import ROOT, Case, fast_bf16
+from benchmarks.plain import PlainTokenizer
 from mcbeit_mm.tokenizers import GumbelVQGANTokenizer
 from mcbeit_mm.tokenizers.base import PRECISIONS
 
@@ -23,9 +24,17 @@ def cases(device: str, quick: bool) -> list[Case]:
 
 def build(side: str, device: str, batch: int, quick: bool) -> Callable[[], Tensor]:
     torch.manual_seed(0)
-    kind = PlainTokenizer if side == 'plain' else GumbelVQGANTokenizer
-    tokenizer = kind(**sizes_of_tokenizer(quick)).to(device)
+    tokenizer = random_tokenizer(side == 'plain', quick).to(device)
     tokenizer.precision = next((p for p in PRECISIONS if p in side), 'fp32')
     tokenizer.compiled = 'compiled' in side
     views = torch.rand(batch, 3, 112, 112, device=device)
     return lambda: tokenizer(views)
+
+
+def random_tokenizer(plain: bool, quick: bool) -> GumbelVQGANTokenizer:
+    """The released tokenizer, or a small one, with random weights."""
+    model = Config.fromfile(ROOT / 'configs/_base_/models/vqgan_f8-8192.py').model
+    ddconfig, kind = dict(model.ddconfig), PlainTokenizer if plain else GumbelVQGANTokenizer
+    if quick:
+        ddconfig.update(ch=32)
+    return kind(ddconfig=ddconfig, n_embed=64 if quick else 8192, embed_dim=model.embed_dim)

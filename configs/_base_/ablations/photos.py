@@ -1,7 +1,7 @@
-"""What the ablations vary on a small photo folder: 4 blocks of 192 dims on 96-px views, 10 epochs.
+"""Base of the ablations on a small photo folder: 4 blocks of 192 dims, 96-px views, 10 epochs.
 
-A run over 10,000 photos takes about 8 minutes of one CPU core. All sizes are own choices; absolute
-positions and layer scale 1 learn sooner. Tokenizer: configs/tokenizer, trained on the same photos.
+A run over 10,000 photos takes about 8 minutes on one CPU core. All sizes are own choices; absolute
+positions and layer scale 1 speed up learning. Tokenizer: configs/tokenizer, on the same photos.
 """
 
 _base_ = '../../pretrain/mcbeit_vit-tiny-p16_1xb128-bf16-coslr-100e_photos-128px.py'

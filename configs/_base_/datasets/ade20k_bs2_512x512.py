@@ -1,7 +1,7 @@
-"""ADE20K (150 classes, mask 0 = unlabelled), 512-px crops, 2 images per GPU.
+"""ADE20K (150 classes, mask value 0 = unlabeled), 512-px crops, 2 images per GPU.
 
 Data: MCBEIT_DATA or data/ade/ADEChallengeData2016, with images/{training,validation} and
-annotations/{training,validation} below.
+annotations/{training,validation}.
 """
 
 data_root = '{{$MCBEIT_DATA:data/ade/ADEChallengeData2016}}'
@@ -17,7 +17,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations'),  # after Resize: scored at the photo's own size
+    dict(type='LoadAnnotations'),  # after Resize: scores use the photo's own size
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-"""COCO 2017 instances with large-scale jitter on squares of 1024 pixels, as the authors.
+"""COCO 2017 instances with large-scale jitter to 1024 x 1024 pixels, as in the authors' code.
 
 Data: MCBEIT_DATA, a folder with train2017, val2017 and annotations/instances_{train,val}2017.json.
 """
@@ -17,13 +17,13 @@ train_pipeline = [
         recompute_bbox=True,  # boxes from the cropped masks
         allow_negative_crop=True,
     ),
-    # Drops what the crop left nothing of. keep_empty=False keeps images without objects, as the
+    # Drops objects outside the crop. keep_empty=False keeps images without objects, as the
     # authors do.
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# The short edge to 1024 with the long one at most 1024 is the long edge to 1024.
+# Short edge 1024 with the long edge at most 1024 means long edge 1024.
 test_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='Resize', scale=image_size, keep_ratio=True),

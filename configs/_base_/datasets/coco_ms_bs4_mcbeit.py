@@ -1,4 +1,4 @@
-"""COCO 2017 instances with the short edge at 480 to 800 pixels, mmdet's usual scales."""
+"""COCO 2017 instances with a short edge of 480 to 800 pixels, mmdet's usual scales."""
 
 _base_ = './coco_lsj_bs2_mcbeit.py'
 

@@ -1,8 +1,8 @@
 """Your own photos and masks in ADE20K's layout, 512-px crops.
 
-MCBEIT_DATA holds images/{training,validation}/NAME.jpg, annotations/{training,validation}/NAME.png
-and classes.txt, which is the one place that says how many classes there are. A mask value k > 0 is
-the k-th line of classes.txt; 0 and 255 are neither learned nor scored.
+MCBEIT_DATA has images/{training,validation}/NAME.jpg, annotations/{training,validation}/NAME.png
+and classes.txt, the only place that defines the classes. A mask value k > 0 is the k-th line of
+classes.txt; 0 and 255 are neither learned nor scored.
 """
 
 import os.path as osp

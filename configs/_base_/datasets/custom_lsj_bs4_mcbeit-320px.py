@@ -1,7 +1,7 @@
-"""Your own photos and instances in COCO's layout, on squares of 320 pixels with moderate jitter.
+"""Your own photos and instances in COCO's layout, moderate jitter to 320 x 320 pixels.
 
-MCBEIT_DATA holds train2017, val2017 and annotations/instances_{train,val}2017.json. The categories
-of the training file are the classes.
+MCBEIT_DATA has train2017, val2017 and annotations/instances_{train,val}2017.json. The classes are
+the categories of the training file.
 """
 
 import json

@@ -1,15 +1,15 @@
-"""ImageNet-1k with labels, or any folders train/CLASS/*.jpg and val/CLASS/*.jpg below MCBEIT_DATA.
+"""ImageNet-1k with labels, or any folders train/CLASS/*.jpg and val/CLASS/*.jpg in MCBEIT_DATA.
 
-Classes count from 0 in sorted order (the authors' own heads have another order). RandAugment and
-erasing are timm's rand-m9-mstd0.5-inc1 and pixel mode; two small differences remain: affine
-resampling is OpenCV's, and erased pixels are clipped to 0..255.
+Classes are numbered from 0 in sorted order (not so in the authors' heads). RandAugment is timm's
+rand-m9-mstd0.5-inc1, erasing timm's pixel mode, but for two details: OpenCV resamples affine
+transforms, and erased pixels are clipped to 0..255.
 """
 
 train_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    dict(  # script default; with it timm leaves color jitter out
+    dict(  # script default, with which timm omits color jitter
         type='RandAugment',
         policies='timm_increasing',
         num_policies=2,

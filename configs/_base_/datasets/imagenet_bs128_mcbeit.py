@@ -1,6 +1,6 @@
 """ImageNet-1k train images without labels: two views of one crop and a random 75 % mask.
 
-Data: MCBEIT_DATA or --cfg-options train_dataloader.dataset.data_root=FOLDER, with the images below
+Data: MCBEIT_DATA or --cfg-options train_dataloader.dataset.data_root=FOLDER, with images in
 FOLDER/train.
 """
 

@@ -1,6 +1,6 @@
-"""Mask R-CNN on a windowed ViT-B/16, as the authors' detection code.
+"""Mask R-CNN on a windowed ViT-B/16, as in the authors' detection code.
 
-mmdet's base has the rest of their numbers: anchors of 32 to 512 pixels in three shapes, matching at
+mmdet's base has their other numbers: anchors of 32 to 512 pixels in three shapes, matching at
 0.3/0.7 and 0.5, 256 and 512 samples, 2000/1000 proposals before and 1000 after NMS at 0.7, score
 threshold 0.05, NMS at 0.5, RoIAlign of 7 and 14 with sampling ratio 0.
 """
@@ -11,9 +11,9 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 norm_cfg = dict(type='SyncBN')
 
 model = dict(
-    # Squares of 1024 by padding after normalisation, so with the mean color. Mean and standard
-    # deviation are ImageNet's. Padding here, not in the pipeline, leaves img_shape the size of the
-    # image: boxes are clipped to the image and not to the square.
+    # Pads to 1024 x 1024 after normalization, so with the mean color. Padding here instead of in
+    # the pipeline keeps img_shape the size of the image, to which boxes are clipped. Mean and
+    # standard deviation are ImageNet's.
     data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
@@ -30,7 +30,7 @@ model = dict(
         ),
     ),
     neck=dict(in_channels=[768] * 4, norm_cfg=norm_cfg),
-    # Float32 coordinates under mixed precision, as detectron2's.
+    # Float32 coordinates under mixed precision, as in detectron2.
     rpn_head=dict(type='Float32RPNHead', num_convs=2),
     roi_head=dict(
         bbox_roi_extractor=dict(type='Float32RoIExtractor'),

@@ -1,4 +1,4 @@
-"""A small Mask R-CNN on ViT-Ti/16 for 320-px images and little hardware; all sizes own choices."""
+"""A small Mask R-CNN on ViT-Ti/16 for 320-px images; all sizes are own choices."""
 
 _base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn.py'
 
@@ -16,8 +16,8 @@ model = dict(
             feedforward_channels=768,
         ),
         img_size=320,
-        global_blocks=None,  # the last of each quarter; four numbers for other depths
-        window_size=8,  # the grid of pretraining at 128 pixels: its table fits unchanged
+        global_blocks=None,  # the last block of each quarter
+        window_size=8,  # the grid of pretraining at 128 px, whose table fits unchanged
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-tiny-p16.pth}}'),
     ),

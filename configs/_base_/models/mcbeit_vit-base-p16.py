@@ -1,7 +1,6 @@
-"""mc-BEiT ViT-B/16 with the released Gumbel VQGAN (f8, 8192 codes): 91,965,776 parameters with
-lm_head.
+"""mc-BEiT ViT-B/16, 91,965,776 parameters with lm_head, and the Gumbel VQGAN (f8, 8192 codes).
 
-Tokenizer: a folder with model.yaml and last.ckpt, found by MCBEIT_TOKENIZER or
+Tokenizer: a folder with model.yaml and last.ckpt, set by MCBEIT_TOKENIZER or
 --cfg-options model.target_generator.checkpoint=FOLDER
 """
 
@@ -9,9 +8,9 @@ model = dict(
     type='MCBEiT',
     data_preprocessor=dict(
         type='TwoViewDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],  # student: ImageNet statistics, as the authors' README
+        mean=[123.675, 116.28, 103.53],  # student: ImageNet statistics, authors' README
         std=[58.395, 57.12, 57.375],
-        second_mean=[0.0, 0.0, 0.0],  # tokenizer: [0, 1]; it normalises for itself
+        second_mean=[0.0, 0.0, 0.0],  # tokenizer: [0, 1]; it normalizes its input itself
         second_std=[255.0, 255.0, 255.0],
         to_rgb=True,
         non_blocking=True,  # with pin_memory of the data loader

@@ -1,4 +1,4 @@
-"""ViT-B/16 with a linear classifier on the mean of the patch tokens: 86,530,984 parameters.
+"""ViT-B/16 with a linear classifier on the mean patch token: 86,530,984 parameters.
 
 Weights: MCBEIT_WEIGHTS, a pretraining checkpoint of mc-BEiT or BEiT; from scratch with
 --cfg-options model.backbone.init_cfg=None
@@ -32,12 +32,12 @@ model = dict(
         type='LinearClsHead',
         num_classes=1000,
         in_channels=768,
-        # Mixing is linear, so smoothing the mixed targets is the authors' mixing of smoothed ones.
+        # Mixing is linear: smoothing mixed targets equals the authors' mixing of smoothed targets.
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        # std 0.02 x init_scale 0.001. MMEngine's TruncNormal turns 1 value in 2^25 into its bound.
+        # std 0.02 x init_scale 0.001. MMEngine's TruncNormal sets 1 value in 2^25 to its bound.
         init_cfg=dict(type='Normal', layer='Linear', std=0.02 * 0.001, bias=0),
     ),
-    # README: one of the two for each batch, evenly; each image with a random other one (authors:
-    # with its mirror in the batch).
+    # README: one of the two per batch with equal probability; each image is mixed with a random
+    # one (authors: with its mirror image in the batch).
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )

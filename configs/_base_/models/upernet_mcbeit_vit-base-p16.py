@@ -1,9 +1,9 @@
-"""UperNet on un-normed maps of mc-BEiT ViT-B/16, 512-px crops, 150 classes: the authors' model.
+"""UperNet on unnormalized maps of mc-BEiT ViT-B/16, 512-px crops, 150 classes: the authors' model.
 
-Weights: MCBEIT_WEIGHTS, or --cfg-options model.backbone.init_cfg=None for none.
+Weights: MCBEIT_WEIGHTS; from scratch with --cfg-options model.backbone.init_cfg=None
 """
 
-norm_cfg = dict(type='SyncBN', requires_grad=True)  # plain BN where one process trains
+norm_cfg = dict(type='SyncBN', requires_grad=True)  # plain BN in a single process
 crop_size = (512, 512)
 
 model = dict(
@@ -16,7 +16,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=crop_size,
-        # Sliding: pad what is smaller than a crop. Whole images: size=None size_divisor=16.
+        # Sliding windows: pad images smaller than a crop. Whole images: size=None size_divisor=16.
         test_cfg=dict(size=crop_size, size_divisor=None),
     ),
     backbone=dict(

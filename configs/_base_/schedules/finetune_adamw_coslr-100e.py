@@ -1,7 +1,7 @@
 """The authors' fine-tuning schedule (README): 100 epochs at a batch of 1024, fp16, no clipping."""
 
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # fp16, dynamic loss scale; the authors' DeepSpeed clips no gradients
+    type='AmpOptimWrapper',  # fp16, dynamic loss scale; no clipping, as the authors' DeepSpeed
     optimizer=dict(
         type='AdamW',
         lr=4e-3,  # for 1024 images; --auto-scale-lr for other batches
@@ -18,7 +18,7 @@ param_scheduler = [
         type='WarmupCosineLR',
         warmup=20,
         end=100,
-        eta_min_ratio=1e-6 / 4e-3,  # script default 1e-6, times each layer's scale
+        eta_min_ratio=1e-6 / 4e-3,  # script default 1e-6, scaled per layer
         by_epoch=True,
         convert_to_iter_based=True,
     )

@@ -12,9 +12,8 @@ optim_wrapper = dict(
     ),
     clip_grad=dict(max_norm=3.0),
     constructor='ViTLayerDecayConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=1.0
-    ),  # none in pretraining; biases, norms, gammas, cls_token undecayed
+    # No layer decay; no weight decay for biases, norms, layer scales and cls_token.
+    paramwise_cfg=dict(layer_decay_rate=1.0),
 )
 param_scheduler = [
     dict(

@@ -5,7 +5,7 @@ max_epochs = 25  # theirs: 46,093 steps
 optim_wrapper = dict(
     type='AmpOptimWrapper',  # fp16, dynamic loss scale (its default)
     optimizer=dict(type='AdamW', lr=8e-5, betas=(0.9, 0.999), weight_decay=0.1),
-    # Other biases, layer scale and the query and value biases are decayed, as theirs.
+    # All other biases and the layer scale are decayed, as in the authors' code.
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         custom_keys={
@@ -14,8 +14,8 @@ optim_wrapper = dict(
         },
     ),
 )
-# The cosine runs over the whole training and is multiplied by the warm-up: practically as in
-# detectron2, which interpolates to the cosine's value at the warm-up's end.
+# The cosine spans the whole training and is multiplied by the warm-up: nearly equal to detectron2,
+# which interpolates to the cosine's value at the end of the warm-up.
 param_scheduler = [
     dict(
         type='LinearLR',

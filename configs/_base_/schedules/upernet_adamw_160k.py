@@ -1,6 +1,6 @@
 """The authors' ADE20K schedule for 16 images per step, fp16.
 
-Warm-up and decay multiply over the same iterations, as in mmcv 1.x, which the authors ran:
+Warm-up and decay are multiplied over the same iterations, as in mmcv 1.x, which the authors used:
 lr(i) = 8e-5 (1 - i / 160000), times i / 1500 while i < 1500.
 """
 
@@ -11,10 +11,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=8e-5, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=None,
     constructor='ViTLayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9),  # cls_token undecayed; theirs is, by accident
+    paramwise_cfg=dict(layer_decay_rate=0.9),  # cls_token is not decayed; theirs is, by accident
 )
 param_scheduler = [
-    # Both reach their end value one iteration before `end`.
+    # MMEngine's schedules reach their final value one iteration before `end`.
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=1501, by_epoch=False),
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=0, end=max_iters + 1, by_epoch=False),
 ]

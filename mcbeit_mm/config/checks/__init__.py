@@ -1,1 +1,1 @@
-"""Checks of a config, one question per file; `preflight` asks them all."""
+"""Checks of a config, one subject per file; `preflight` runs them all."""

@@ -1,20 +1,24 @@
-"""The batch of one optimizer step, against the one that the learning rate is for."""
+"""The batch of one optimizer step, against the batch that the learning rate is for."""
 
 import os
 import sys
 
 from mmengine.config import Config
 
-# What the launchers of tools/train.py set.
+# Environment variables of the launchers.
 WORLD_SIZE = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
 RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
+def world_size(launcher: str | None) -> int:
+    """Number of processes that a launcher started; 1 for 'none'."""
+    return int(os.environ.get(WORLD_SIZE.get(launcher, ''), 1))
+
+
 def global_batch(cfg: Config) -> tuple[int, int, int]:
-    """Images per process and forward pass, processes, forward passes per step."""
-    processes = int(os.environ.get(WORLD_SIZE.get(cfg.get('launcher'), ''), 1))
+    """Images per process and forward pass, processes, forward passes per optimizer step."""
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    return cfg.train_dataloader.batch_size, processes, accumulated
+    return cfg.train_dataloader.batch_size, world_size(cfg.get('launcher')), accumulated
 
 
 def check_batch(cfg: Config) -> None:
@@ -29,12 +33,12 @@ def check_batch(cfg: Config) -> None:
         warn(
             cfg,
             f'one step takes {actual} images ({images} x {processes} processes x {accumulated} '
-            f'accumulated), the learning rate is for {base:g}: use that batch, or --auto-scale-lr '
-            f'to multiply the learning rate by {actual / base:g}',
+            f'accumulated), but the learning rate is for {base:g}: use that batch, or '
+            f'--auto-scale-lr to multiply the learning rate by {actual / base:g}',
         )
 
 
 def warn(cfg: Config, text: str) -> None:
-    """Print a warning once, on the first process."""
+    """Print a warning, on the first process only."""
     if int(os.environ.get(RANK.get(cfg.get('launcher'), ''), 0)) == 0:
         print(f'WARNING: {text}', file=sys.stderr, flush=True)

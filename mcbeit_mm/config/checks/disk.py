@@ -1,4 +1,4 @@
-"""Whether the checkpoints of a run fit on its disk."""
+"""Disk space for the checkpoints of a run."""
 
 import math
 import shutil
@@ -12,15 +12,18 @@ from torch import nn
 from .batch import warn
 
 GIB = 2**30
-# Values an optimizer keeps for each parameter: two moments as in Adam, unless named here.
+# Values an optimizer keeps per parameter: two moments as in Adam, unless listed here.
 MOMENTS = dict(SGD=1, Lion=1)
 
 
 def check_disk(cfg: Config, parameters: int, trained: int) -> None:
-    """Raise ValueError if the checkpoints cannot fit below the work dir; warn within twice that.
+    """Raise ValueError if the checkpoints do not fit on the disk; warn if they fill half of it.
 
-    Given are the numbers of all parameters and of the trained ones. Checkpoints of an earlier run
-    in the work dir count as free space: they are replaced.
+    Checkpoints of an earlier run in the work dir count as free space: they are replaced.
+
+    Args:
+        parameters: number of all parameters.
+        trained: number of those that are trained.
     """
     size, number = checkpoint_size(cfg, parameters, trained), planned_checkpoints(cfg)
     free, place = free_space(cfg.work_dir)
@@ -30,7 +33,7 @@ def check_disk(cfg: Config, parameters: int, trained: int) -> None:
         f'{number} checkpoints of {size / GIB:.2f} GiB need {size * number / GIB:.1f} GiB, '
         f'{place} has {(free + old) / GIB:.1f} GiB: '
     )
-    advice = 'make room, or set default_hooks.checkpoint.max_keep_ckpts or --work-dir'
+    advice = 'free space, or set default_hooks.checkpoint.max_keep_ckpts or --work-dir'
     if needed > free:
         raise ValueError(text + advice)
     if needed > free / 2:
@@ -46,7 +49,7 @@ def checkpoint_size(cfg: Config, parameters: int, trained: int) -> int:
 
 
 def planned_checkpoints(cfg: Config) -> int:
-    """Checkpoints that exist at the worst moment: one is written before another is deleted."""
+    """Largest number of checkpoints at a time: one is written before another is deleted."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint')
     if not hook:
         return 0
@@ -66,7 +69,7 @@ def planned_checkpoints(cfg: Config) -> int:
 
 
 def free_space(folder: str) -> tuple[int, Path]:
-    """Free bytes of the disk that will hold a folder, and which existing folder told."""
+    """Free bytes of the disk for a folder, and its nearest existing parent."""
     place = Path(folder).resolve()
     while not place.exists():
         place = place.parent
@@ -74,7 +77,7 @@ def free_space(folder: str) -> tuple[int, Path]:
 
 
 def count_parameters(cfg: Config) -> tuple[int, int]:
-    """Parameters of the backbone, where most are, or of a model without one; and trained ones.
+    """All and trained parameters of the backbone, or of a model without one.
 
     A lower bound that reads no file and, on the meta device, takes no memory.
     """
@@ -83,12 +86,12 @@ def count_parameters(cfg: Config) -> tuple[int, int]:
     try:
         with torch.device('meta'):
             model = MODELS.build(config)
-    except (RuntimeError, NotImplementedError):  # it computes with tensors while being built
+    except (RuntimeError, NotImplementedError):  # its constructor computes with tensors
         model = MODELS.build(config)
     return count(model)
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """All parameters of a model, and those that are trained."""
+    """Numbers of all parameters of a model and of the trained ones."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

@@ -1,4 +1,4 @@
-"""Compares the sizes of views, mask, backbone and tokenizer, before anything is built."""
+"""Sizes of views, mask, backbone and tokenizer, compared before anything is built."""
 
 import inspect
 import math
@@ -16,16 +16,16 @@ Grid = tuple[int, int]
 def check_grids(cfg: Config) -> None:
     """Raise ValueError if the sizes of a pretraining config do not fit each other.
 
-    Compared are, as far as the config tells them: the mask's grid and the tokens of the tokenizer
-    view with the patches of the student view, the head's vocabulary with the tokenizer's, and the
-    smallest crop of a JPEG decoded to `enough_pixels` with the views. The backbone takes views of
-    any multiple of its patch size. Models other than MCBEiT pass.
+    As far as the config states them, the mask's grid and the tokens of the tokenizer view must
+    equal the patches of the student view, the head's vocabulary the tokenizer's, and crops of a
+    JPEG decoded to `enough_pixels` must not be smaller than the views. Student views may have any
+    multiple of the patch size. Models other than MCBEiT pass.
 
     Raises:
-        FileNotFoundError: there is no tokenizer, or no target cache, where the config says.
+        FileNotFoundError: no tokenizer, or no target cache, at the config's path.
     """
     model = cfg.model
-    if _name(model) != 'MCBEiT':
+    if type_name(model) != 'MCBEiT':
         return
     backbone = model.backbone
     image, patch = (_pair(_value(MODELS, backbone, key)) for key in ('img_size', 'patch_size'))
@@ -43,41 +43,41 @@ def check_grids(cfg: Config) -> None:
         view = _pair(_value(TRANSFORMS, step, 'second_size'))
         student = _pair(_value(TRANSFORMS, step, 'size')) if view else None
         if student:
-            _check_student(student, patch, _name(step))
+            _check_student(student, patch, type_name(step))
             if enough:
                 _check_crops(enough, max(*student, *view), step)
             patches = _divide(student, patch)
         if view and tokenizer and patches:
-            check_tokens(view, tokenizer['stride'], patches, f' in {_name(step)}')
+            check_tokens(view, tokenizer['stride'], patches, f' in {type_name(step)}')
         if patches:
-            _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, _name(step))
+            _check_mask(_pair(_value(TRANSFORMS, step, 'grid_size')), patches, type_name(step))
 
 
 def _check_student(view: Grid, patch: Grid, transform: str) -> None:
     if any(side % p for side, p in zip(view, patch, strict=True)):
         raise ValueError(
-            f'the student view has {size_text(view)} pixels (size of {transform}), no multiple '
+            f'the student view has {size_text(view)} pixels (size of {transform}), not a multiple '
             f'of the patch size {size_text(patch)}: set size='
             f'{size_argument(_fitting(view, patch))} in {transform}'
         )
 
 
 def _check_crops(enough: int, longest: int, step: dict) -> None:
-    """Raise ValueError if crops of so many pixels can be smaller than the views' longest side."""
+    """Raise ValueError if crops of `enough` pixels can be smaller than the views' longest side."""
     scale, ratio = (_value(TRANSFORMS, step, key) for key in ('scale', 'ratio'))
-    if not scale or not ratio:  # a transform of someone else
+    if not scale or not ratio:  # not one of our transforms
         return
     needed = math.ceil(longest**2 / (scale[0] * min(ratio[0], 1 / ratio[1])))
     if enough < needed:
         raise ValueError(
             f'enough_pixels={enough} leaves crops of {scale[0]:g} of the area smaller than the '
-            f'{longest} pixels of a view in {_name(step)}: set enough_pixels={needed} or more, or '
-            'None, where images are loaded'
+            f'{longest} pixels of a view in {type_name(step)}: set enough_pixels={needed} or more, '
+            'or None, where images are loaded'
         )
 
 
 def _fitting(view: Grid, patch: Grid) -> Grid:
-    """The size nearest to a view that holds whole patches."""
+    """Size nearest to a view that is a multiple of the patch size."""
     return tuple(max(round(side / p), 1) * p for side, p in zip(view, patch, strict=True))
 
 
@@ -90,7 +90,7 @@ def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:
 
 
 def _geometry(config: Any) -> dict[str, int] | None:
-    """Vocabulary and stride of a tokenizer's config; None where its class does not tell."""
+    """Vocabulary and stride of a tokenizer's config; None if its class does not state them."""
     kind = _class(MODELS, config)
     if not hasattr(kind, 'geometry'):
         return None
@@ -98,7 +98,7 @@ def _geometry(config: Any) -> dict[str, int] | None:
 
 
 def _steps(node: Any) -> Iterator[dict]:
-    """All transforms within a data set, also in wrapped ones and in RandomApply and the like."""
+    """All transforms of a data set, including nested ones and those of wrapped data sets."""
     if isinstance(node, dict):
         if 'type' in node:
             yield node
@@ -113,13 +113,14 @@ def _class(registry: Registry, config: dict) -> type | None:
     return registry.get(kind) if isinstance(kind, str) else kind
 
 
-def _name(config: dict) -> str:
+def type_name(config: dict) -> str:
+    """Class name of a node, without its scope."""
     kind = config.get('type')
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
 def _value(registry: Registry, config: dict, key: str) -> Any:
-    """An argument of a component: as the config says, else its default, else None."""
+    """An argument of a component: the config's, else the class's default, else None."""
     if key in config:
         return config[key]
     kind = _class(registry, config)

@@ -1,4 +1,4 @@
-"""Compares the lengths of schedules with that of training, before anything is built."""
+"""Lengths of schedules and of training, compared before anything is built."""
 
 from collections.abc import Iterator
 
@@ -9,16 +9,16 @@ from mmengine.optim.scheduler.param_scheduler import INF
 def check_schedules(cfg: Config) -> None:
     """Raise ValueError if a schedule does not end where training ends.
 
-    The entry of param_scheduler that ends last must end with training, or one iteration later:
-    MMEngine's reach their end value one step before `end`. Schedules in iterations of a training
-    in epochs pass, since only the data tells how they relate.
+    The last entry of param_scheduler must end with training, or one iteration later, because
+    MMEngine's schedules reach their final value one step before `end`. Schedules in iterations
+    pass when training counts epochs: only the data relates the two.
     """
     train = cfg.get('train_cfg') or {}
     planned, actual = cfg.model.get('total_iters'), train.get('max_iters')
     if planned and actual and planned != actual:
         raise ValueError(
-            f'model.total_iters={planned}, where the schedules of the tokenizer end, but training '
-            f'has train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
+            f'the schedules of the tokenizer end at model.total_iters={planned}, training at '
+            f'train_cfg.max_iters={actual}: set both (and the end of param_scheduler)'
         )
     epochs = train.get('max_epochs')
     if epochs or actual:
@@ -28,8 +28,7 @@ def check_schedules(cfg: Config) -> None:
         warmup = hook.get('warmup_epochs', 0)
         if epochs and warmup > epochs:
             raise ValueError(
-                f'{hook.type}: warmup_epochs={warmup} is longer than training, '
-                f'train_cfg.max_epochs={epochs}'
+                f'{hook.type}: warmup_epochs={warmup} exceeds train_cfg.max_epochs={epochs}'
             )
 
 
@@ -41,30 +40,30 @@ def _check_ends(schedules: list[tuple[str, ConfigDict]], key: str, length: int) 
             if schedule.get('convert_to_iter_based'):
                 continue
             raise ValueError(
-                f'{place} counts epochs, which never end in a training of train_cfg.{key}={length} '
-                'iterations: set by_epoch=False and its lengths in iterations'
+                f'{place} counts epochs, but training has train_cfg.{key}={length} iterations: set '
+                'by_epoch=False and its lengths in iterations'
             )
         if by_epoch == (key == 'max_epochs'):
             ends[place] = min(_end(schedule, length), INF)
     last = max(ends, key=ends.get, default=None)
     if last and ends[last] != INF and not length <= ends[last] <= length + (key == 'max_iters'):
         raise ValueError(
-            f'{last} ends at {ends[last]}, training at train_cfg.{key}={length}: give both the '
-            'same length'
+            f'{last} ends at {ends[last]}, training at train_cfg.{key}={length}: set the same '
+            'length for both'
         )
 
 
 def _end(schedule: ConfigDict, length: int) -> float:
-    """Where a schedule ends; without `end`, Runner lets it end with training."""
+    """End of a schedule; without `end`, Runner lets it end with training."""
     begin, end = schedule.get('begin', 0), schedule.get('end', length)
-    period = schedule.get('T_max')  # of a cosine, which rises again after it
+    period = schedule.get('T_max')  # of a cosine, which rises afterwards
     return end if period is None else begin + period
 
 
 def _entries(
     node: list | dict | None, place: str = 'param_scheduler'
 ) -> Iterator[tuple[str, ConfigDict]]:
-    """One schedule, a list of them, or lists by the name of an optimizer."""
+    """Schedules of an entry: one, a list of them, or lists by optimizer."""
     if isinstance(node, dict) and 'type' in node:
         yield place, node
     elif node:

@@ -1,4 +1,4 @@
-"""Pictures of predictions for image folders, where files of two classes may have one name."""
+"""Pictures of predictions on image folders, where files of two classes may share a name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmpretrain.structures import DataSample
 
 @HOOKS.register_module()
 class ClassPicturesHook(VisualizationHook):
-    """mmpretrain's VisualizationHook, which names pictures by folder and file, not file alone."""
+    """mmpretrain's VisualizationHook, with pictures named by folder and file."""
 
     def _draw_samples(
         self, batch_idx: int, data_batch: dict, data_samples: Sequence[DataSample], step: int = 0

@@ -1,4 +1,4 @@
-"""A learning rate for another batch is pointed out, with the factor."""
+"""A learning rate for another batch gives a warning with the factor."""
 
 import pytest
 from mmengine.config import Config
@@ -28,18 +28,18 @@ def test_fitting_batch_is_silent(cfg, monkeypatch, capsys):
     'launcher, variable, factor',
     [('none', 'WORLD_SIZE', 0.25), ('pytorch', 'WORLD_SIZE', 2), ('slurm', 'SLURM_NTASKS', 2)],
 )
-def test_another_batch_is_told_with_the_factor(
+def test_another_batch_gives_a_warning_with_the_factor(
     cfg, monkeypatch, capsys, launcher, variable, factor
 ):
     monkeypatch.setenv(variable, '8')
     cfg.launcher = launcher
     check_batch(cfg)
-    told = capsys.readouterr().err
-    assert f'--auto-scale-lr to multiply the learning rate by {factor}' in told
-    assert f'takes {64 * factor:g} images' in told and 'learning rate is for 64' in told
+    warning = capsys.readouterr().err
+    assert f'--auto-scale-lr to multiply the learning rate by {factor}' in warning
+    assert f'takes {64 * factor:g} images' in warning and 'learning rate is for 64' in warning
 
 
-def test_only_the_first_process_tells(cfg, monkeypatch, capsys):
+def test_only_the_first_process_warns(cfg, monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
     check_batch(cfg)
     assert capsys.readouterr().err == ''

@@ -1,10 +1,10 @@
-"""Checkpoints that cannot fit on the disk are found before the first step."""
+"""Checkpoints that do not fit on the disk are found before the first step."""
 
 from collections import namedtuple
 
 import pytest
 import torch
-from conftest import ROOT
+from config_files import load
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -40,10 +40,10 @@ def free(monkeypatch):
 @pytest.mark.parametrize(
     'changes, number',
     [
-        (dict(), 4),  # one is written before the oldest goes
+        (dict(), 4),  # one is written before the oldest is deleted
         (dict(max_keep_ckpts=-1), 21),
         (dict(max_keep_ckpts=50), 21),
-        (dict(max_keep_ckpts=-1, interval=30), 5),  # at the end, too
+        (dict(max_keep_ckpts=-1, interval=30), 5),  # and at the end
         (dict(interval=-1), 2),
         (dict(by_epoch=False), 4),  # of training in epochs
         (dict(save_best='auto'), 5),
@@ -74,7 +74,7 @@ def test_what_is_not_trained_has_no_moments(cfg):
     assert disk.checkpoint_size(cfg, 100, 10) == 4 * 100
 
 
-def test_too_little_is_refused_and_scarce_is_told(cfg, free, capsys):
+def test_too_little_space_is_refused_and_scarce_space_gives_a_warning(cfg, free, capsys):
     free(4 * CHECKPOINT - 1)
     with pytest.raises(ValueError, match='4 checkpoints of .*max_keep_ckpts or --work-dir'):
         disk.check_disk(cfg, PARAMETERS, PARAMETERS)
@@ -86,7 +86,7 @@ def test_too_little_is_refused_and_scarce_is_told(cfg, free, capsys):
     assert capsys.readouterr().err == ''
 
 
-def test_checkpoints_that_will_be_replaced_count_as_free(cfg, free, tmp_path):
+def test_replaced_checkpoints_count_as_free_space(cfg, free, tmp_path):
     free(2 * CHECKPOINT)
     with pytest.raises(ValueError):
         disk.check_disk(cfg, PARAMETERS, PARAMETERS)
@@ -96,7 +96,7 @@ def test_checkpoints_that_will_be_replaced_count_as_free(cfg, free, tmp_path):
     disk.check_disk(cfg, PARAMETERS, PARAMETERS)
 
 
-def test_the_disk_of_a_folder_that_is_not_there_yet(cfg, tmp_path):
+def test_the_disk_of_a_missing_folder(cfg, tmp_path):
     assert disk.free_space(cfg.work_dir)[1] == tmp_path
 
 
@@ -105,7 +105,7 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(cfg, tmp_path):
     ['demo/mcbeit_vit-micro-p16_demo.py', 'tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'],
 )
 def test_parameters_are_counted_without_building_them(name):
-    cfg = Config.fromfile(ROOT / 'configs' / name)
+    cfg = load(name)
     counted = disk.count_parameters(cfg)
     part = cfg.model.get('backbone') or dict(cfg.model, data_preprocessor=None)
     model = MODELS.build(part)

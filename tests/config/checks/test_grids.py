@@ -1,10 +1,10 @@
-"""Sizes that do not fit are refused with the one that would."""
+"""Sizes that do not match are refused with those that would."""
 
 import math
 
+import config_files
 import pytest
 import yaml
-from conftest import ROOT
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from tiny_cache import write_header
@@ -23,8 +23,8 @@ CONFIGS = [
         ('in1k', 'ablations/*.py'),
         ('photos', 'ablations/*.py'),
     ]
-    for path in sorted((ROOT / 'configs').glob(pattern))
-    if path.stem != CACHED  # its sizes are those of the cache
+    for path in config_files.CONFIGS
+    if path.match(pattern) and path.stem != CACHED  # its sizes are those of the cache
 ]
 SIZES = dict(ddconfig=dict(ch_mult=[1, 1, 2, 2]), n_embed=24, embed_dim=8)  # stride 8
 
@@ -146,9 +146,8 @@ def test_missing_tokenizer(tmp_path):
         check_grids(cfg)
 
 
-def test_cached_sizes_are_compared(tmp_path, monkeypatch):
-    monkeypatch.setenv('MCBEIT_CACHE', str(tmp_path))
-    cfg = Config.fromfile(ROOT / f'configs/pretrain/{CACHED}.py')
+def test_cached_sizes_are_compared(tmp_path):
+    cfg = config_files.load(f'pretrain/{CACHED}.py', MCBEIT_CACHE=str(tmp_path))
 
     write_header(tmp_path, vocab_size=8192, grid=(14, 14), crop=dict(size=224, second_size=112))
     check_grids(cfg)
@@ -161,9 +160,8 @@ def test_cached_sizes_are_compared(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('scale, path', CONFIGS, ids=[f'{p.stem}-{s}' for s, p in CONFIGS])
-def test_shipped_configs_fit(scale, path, tmp_path, monkeypatch):
-    monkeypatch.setenv('MCBEIT_ABLATION', scale)
-    cfg = Config.fromfile(path)
+def test_shipped_configs_fit(scale, path, tmp_path):
+    cfg = config_files.load(path, MCBEIT_ABLATION=scale)
     assert cfg.model.type == 'MCBEiT'
     tokenizer = cfg.model.target_generator
     kind = MODELS.get(tokenizer.type)
