@@ -10,10 +10,9 @@ import torch
 import torch.distributed
 from mmengine.device import get_device
 from mmengine.dist import all_reduce, gather_object, get_rank, get_world_size, is_distributed
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.model_wrappers import unwrap
 
@@ -60,7 +59,8 @@ def restore(runner: Runner, states: list[dict]) -> None:
 def _own_state(runner: Runner) -> dict[str, Any]:
     """Return the state of this process on the CPU, empty if there is none."""
     model = unwrap(runner.model)
-    updated = {id(p) for p in _optimized(runner)}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    updated = {id(p) for group in groups for p in group['params']}
     gradients = {
         name: p.grad
         for name, p in model.named_parameters()
@@ -73,9 +73,3 @@ def _own_state(runner: Runner) -> dict[str, Any]:
     }
     parts = {k: v for k, v in dict(gradients=gradients, modules=modules).items() if v}
     return apply_to(parts, lambda x: isinstance(x, Tensor), lambda x: x.detach().cpu())
-
-
-def _optimized(runner: Runner) -> list[nn.Parameter]:
-    wrapper = runner.optim_wrapper
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return [p for w in wrappers for group in w.optimizer.param_groups for p in group['params']]

@@ -95,7 +95,7 @@ def test_resume_continues_the_schedule_with_a_moved_tokenizer(folder, finished):
 
 def test_resume_auto_starts_or_finds_the_newest(folder, finished, capsys):
     work = train(folder, 'auto', 'train_cfg.max_epochs=1', 'param_scheduler.0.end=1', resume='auto')
-    assert 'nothing to resume' in capsys.readouterr().err
+    assert 'starting from scratch' in capsys.readouterr().err
     assert len(scalars(work)) == 4
     stamps = set(finished.iterdir())
     train(folder, 'full', resume='auto')  # already finished
