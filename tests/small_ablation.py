@@ -7,7 +7,7 @@ from mcbeit_mm.ablation import plan
 BASE = """
 model = dict(
     type='MCBEiT',
-    head=dict(omega=0.2, vocab_size=None),
+    head=dict(type='MCBEiTHead', omega=0.2, vocab_size=None),
     target_generator=dict(type='GumbelVQGANTokenizer', checkpoint='{folder}/tokenizer'),
 )
 train_dataloader = dict(

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-
 from ..visualization.charts import spread_figure
 from ..visualization.logs import read_scalars
-from .plan import Run, changes_from, missing_steps, read_features, shortened
+from .plan import Run, changes_from
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,31 +16,30 @@ METRICS = {'knn': 'k-NN', 'linear': 'linear probe', 'finetune': 'fine-tuned'}  #
 LOGGED = {'target_entropy': 'target entropy', 'kl': 'final KL'}  # nats, of the last training step
 
 
-def measure(run: Run, finetune: Config | None = None) -> dict[str, float]:
+def measure(run: Run) -> dict[str, float]:
     """Return the results of a run so far by name; blocks are counted from 0."""
     values: dict[str, float] = {}
-    features = read_features(run.folder)
-    if features and 'evaluate' not in missing_steps(run):
-        scores = features['models']['checkpoint']
+    if 'evaluate' not in run.missing:
+        scores, images = run.features['models']['checkpoint'], run.features['data']
         for method, block in scores['chosen'].items():
             values |= {method: scores['blocks'][str(block)][method], f'{method}_block': block}
-        values |= {f'{part}_images': features['data'][part] for part in ('train', 'val')}
+        values |= {f'{part}_images': images[part] for part in ('train', 'val')}
         values |= {key: logged[-1] for key in LOGGED if (logged := _logged(run.folder, key))}
-    if finetune and 'finetune' not in missing_steps(run, finetune):
-        if top1 := _logged(run.folder / 'finetune', 'accuracy/top1'):
+    if run.finetune and 'finetune' not in run.missing:
+        if top1 := _logged(run.finetune.folder, 'accuracy/top1'):
             values['finetune'] = max(top1)
     return values
 
 
-def gather(runs: Sequence[Run], finetune: Config | None = None) -> dict:
+def gather(runs: Sequence[Run]) -> dict:
     """Return the name of the `baseline`, and `changes`, `seeds`, `missing` of each config."""
     configs: dict[str, dict] = {}
     for run in runs:
-        changes = [shortened(change) for change in changes_from(runs[0], run)]
-        row = configs.setdefault(run.name, dict(changes=changes, seeds={}, missing=[]))
-        if values := measure(run, finetune):
+        row = dict(changes=changes_from(runs[0], run), seeds={}, missing=[])
+        row = configs.setdefault(run.name, row)
+        if values := measure(run):
             row['seeds'][str(run.seed)] = values
-        if missing_steps(run, finetune):
+        if run.missing:
             row['missing'].append(run.seed)
     return dict(baseline=runs[0].name, configs=configs)
 
@@ -110,20 +107,20 @@ def _notes(results: Mapping) -> list[str]:
         f'difference to `{results["baseline"]}` with the same seed. Accuracies are top-1 in %; '
         'block: that of k-NN / linear probe, from 0, chosen on held-out training images.'
     ]
-    sizes: dict[tuple, list[str]] = {}
-    for name, row in configs.items():
-        for seed, values in row['seeds'].items():
-            if 'train_images' in values:
-                size = values['train_images'], values['val_images']
-                sizes.setdefault(size, []).append(f'{name} seed {seed}')
-    if len(sizes) == 1:
-        notes.append('Features: {} images to train on, {} to test.'.format(*next(iter(sizes))))
-    elif sizes:
-        parts = [f'{train}/{val}: {", ".join(names)}' for (train, val), names in sizes.items()]
+    sizes = {
+        f'{name} seed {seed}': f'{values["train_images"]}/{values["val_images"]}'
+        for name, row in configs.items()
+        for seed, values in row['seeds'].items()
+        if 'train_images' in values
+    }
+    if len(set(sizes.values())) > 1:
         notes.append(
             'NOT COMPARABLE: features were evaluated on different numbers of training/validation '
-            f'images ({"; ".join(parts)}). Delete their features.json to evaluate them again.'
+            f'images ({"; ".join(f"{run}: {size}" for run, size in sizes.items())}). Delete their '
+            'features.json to evaluate them again.'
         )
+    elif sizes:
+        notes.append(f'Features: {min(sizes.values())} training/validation images.')
     if missing := {name: row['missing'] for name, row in configs.items() if row['missing']}:
         count = sum(map(len, missing.values()))
         parts = [f'{name} (seed {", ".join(map(str, seeds))})' for name, seeds in missing.items()]

@@ -1,6 +1,6 @@
 """Compare a run with the one that wrote a checkpoint: settings, processes, batch size."""
 
-import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,29 @@ OBSERVERS = (
     'ReconstructionHook',
     'ThroughputHook',
 )
-INITIAL_WEIGHTS = ('model', 'backbone', 'init_cfg')
-MAX_LISTED = 8  # differences in one message
+TOKENIZER = ('model', 'target_generator', 'checkpoint')
 
 
 def experiment(cfg: Config) -> dict:
-    """Return the parts of a config that influence the result, without how images are loaded."""
+    """Return the parts of a config that influence the result, without how images are loaded.
+
+    They consist of numbers, strings, lists and dicts only, as in JSON.
+    """
     parts = {key: cfg[key] for key in EXPERIMENT if key in cfg}
     loader = parts.get('train_dataloader') or {}
     parts['train_dataloader'] = {key: loader[key] for key in loader if key not in LOADING}
-    return parts
+    return json.loads(json.dumps(parts, default=as_text))
 
 
 def run_facts(cfg: Config, world_size: int, epoch_length: int | None = None) -> dict:
-    """Return meta['run'] of a checkpoint: numbers, strings, lists and dicts only.
+    """Return meta['run'] of a checkpoint.
 
     Args:
         world_size: number of processes.
-        epoch_length: iterations per epoch, for `resume.rescaled_position`.
+        epoch_length: iterations per epoch, for `resume.move_position`; None for a loop over
+            iterations.
     """
-    return dict(world_size=world_size, epoch_length=epoch_length, settings=_plain(experiment(cfg)))
+    return dict(world_size=world_size, epoch_length=epoch_length, settings=experiment(cfg))
 
 
 def images_per_iteration(facts: Mapping[str, Any]) -> int:
@@ -65,10 +68,11 @@ def images_per_iteration(facts: Mapping[str, Any]) -> int:
 
 
 def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return the differences between the settings of two `run_facts` that change the result.
+    """Return the differences between two `experiment`s that change the result.
 
-    Ignored are hooks that only observe (`OBSERVERS`), when to validate, and moved files: paths
-    differ if both still exist and are not the same, or if both are pinned to different hashes.
+    Ignored are hooks that only observe (`OBSERVERS`), when to validate, a backbone's initial
+    weights, and moved files: paths differ if both still exist and are not the same, or if both are
+    pinned to different hashes.
     """
     found = differences(_decisive(old), _decisive(new))
     return [change for change in found if not _is_same(change)]
@@ -81,10 +85,9 @@ def check_same_run(
     allow: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Refuse to resume with different settings or another number of processes.
+    """Refuse to resume if there are `setting_changes` or another number of processes.
 
-    Besides what `setting_changes` ignores, data folders and a backbone's initial weights may
-    differ, and the path of a tokenizer if `TokenizerIdentityHook` compares its SHA-256.
+    The path of a tokenizer may differ if `TokenizerIdentityHook` compares its SHA-256.
 
     Args:
         meta: checkpoint['meta'] with the 'run' of `run_facts`; without it, only warn.
@@ -97,12 +100,14 @@ def check_same_run(
     if not isinstance(saved, Mapping) or not isinstance(saved.get('settings'), Mapping):
         report('warning: the checkpoint does not record its settings, so they are not compared')
         return
-    changes = _refused_changes(saved, cfg, world_size)
+    old, new = saved['settings'], experiment(cfg)
+    changes = differences({'world_size': saved['world_size']}, {'world_size': world_size})
+    changes += setting_changes(old, new)
+    if 'TokenizerIdentityHook' in _hook_names(new):
+        changes = [change for change in changes if change.key != TOKENIZER]
     if not changes:
         return
-    listed = '; '.join(map(str, changes[:MAX_LISTED]))
-    if len(changes) > MAX_LISTED:
-        listed += f'; and {len(changes) - MAX_LISTED} more'
+    listed = '; '.join(map(str, changes))
     if not allow:
         raise ValueError(
             f'the checkpoint was saved with different settings (saved -> current): {listed}. Use '
@@ -112,18 +117,6 @@ def check_same_run(
     report(f'resuming with different settings (saved -> current): {listed}')
 
 
-def _refused_changes(saved: Mapping[str, Any], cfg: Config, world_size: int) -> list[Change]:
-    old, new = saved['settings'], _plain(experiment(cfg))
-    free = [INITIAL_WEIGHTS]
-    if 'TokenizerIdentityHook' in _hook_names(new):
-        free.append(('model', 'target_generator', 'checkpoint'))
-    return differences({'world_size': saved['world_size']}, {'world_size': world_size}) + [
-        change
-        for change in setting_changes(old, new)
-        if change.key[-1] != 'data_root' and change.key[:3] not in free
-    ]
-
-
 def _is_same(change: Change) -> bool:
     """Whether a change only renames: a moved file, the tokenizer's own vocab_size spelled out."""
     old, new = change.old, change.new
@@ -131,8 +124,6 @@ def _is_same(change: Change) -> bool:
         return True
     if change.key[-1] not in PLACES or not (isinstance(old, str) and isinstance(new, str)):
         return False
-    if change.key[:3] == INITIAL_WEIGHTS:
-        return True
     (old, old_pin), (new, new_pin) = split_pin(old), split_pin(new)
     if old_pin and new_pin:
         return old_pin == new_pin
@@ -140,30 +131,23 @@ def _is_same(change: Change) -> bool:
 
 
 def _decisive(settings: Mapping[str, Any]) -> dict:
+    """Leave out what `setting_changes` ignores."""
     hooks, loop = settings.get('custom_hooks') or [], settings.get('train_cfg') or {}
     named = zip(hooks, _hook_names(settings), strict=True)
-    return {
-        **settings,
-        'custom_hooks': [hook for hook, name in named if name not in OBSERVERS],
-        'train_cfg': {key: loop[key] for key in loop if key not in VALIDATION},
-    }
+    kept = dict(
+        settings,
+        custom_hooks=[hook for hook, name in named if name not in OBSERVERS],
+        train_cfg={key: loop[key] for key in loop if key not in VALIDATION},
+    )
+    if model := settings.get('model'):
+        backbone = model.get('backbone') or {}
+        free = {key: backbone[key] for key in backbone if key != 'init_cfg'}
+        kept['model'] = dict(model, backbone=free)
+    return kept
 
 
 def _hook_names(settings: Mapping[str, Any]) -> list[str]:
+    """Return the class names of the custom hooks."""
     hooks = settings.get('custom_hooks') or []
     types = [hook.get('type') if isinstance(hook, Mapping) else hook for hook in hooks]
     return [str(kind).split('.')[-1] for kind in types]
-
-
-def _plain(value: Any) -> Any:
-    """Turn a part of a config into what JSON and weights_only loading support."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    if value is None:
-        return None
-    return as_text(value) if inspect.isclass(value) or inspect.isfunction(value) else repr(value)

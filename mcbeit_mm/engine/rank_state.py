@@ -10,10 +10,9 @@ import torch
 import torch.distributed
 from mmengine.device import get_device
 from mmengine.dist import all_reduce, gather_object, get_rank, get_world_size, is_distributed
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.model_wrappers import unwrap
 
@@ -41,9 +40,6 @@ def restore(runner: Runner, states: list[dict]) -> None:
     """Load this process's part of what `collect` gathered.
 
     With another number of processes it is dropped with a warning.
-
-    Raises:
-        ValueError: the states are those of another model.
     """
     if len(states) != get_world_size():
         runner.logger.warning(
@@ -53,24 +49,18 @@ def restore(runner: Runner, states: list[dict]) -> None:
         return
     state = states[get_rank()]
     model = unwrap(runner.model)
-    gradients, modules = state.get('gradients', {}), state.get('modules', {})
-    params, known = dict(model.named_parameters()), dict(model.named_modules())
-    if unknown := sorted((gradients.keys() - params.keys()) | (modules.keys() - known.keys())):
-        raise ValueError(
-            f'the checkpoint holds states of parts that the model lacks: {unknown[:5]}'
-        )
-    for name, gradient in gradients.items():
-        params[name].grad = gradient.to(params[name].device, copy=True)
-    for name, module_state in modules.items():
-        known[name].load_rank_state(module_state)
-    if gradients:
-        runner.logger.info(f'restored accumulated gradients of {len(gradients)} parameters')
+    for name, gradient in state.get('gradients', {}).items():
+        param = model.get_parameter(name)
+        param.grad = gradient.to(param.device, copy=True)
+    for name, module_state in state.get('modules', {}).items():
+        model.get_submodule(name).load_rank_state(module_state)
 
 
 def _own_state(runner: Runner) -> dict[str, Any]:
     """Return the state of this process on the CPU, empty if there is none."""
     model = unwrap(runner.model)
-    updated = {id(p) for p in _optimized(runner)}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    updated = {id(p) for group in groups for p in group['params']}
     gradients = {
         name: p.grad
         for name, p in model.named_parameters()
@@ -83,9 +73,3 @@ def _own_state(runner: Runner) -> dict[str, Any]:
     }
     parts = {k: v for k, v in dict(gradients=gradients, modules=modules).items() if v}
     return apply_to(parts, lambda x: isinstance(x, Tensor), lambda x: x.detach().cpu())
-
-
-def _optimized(runner: Runner) -> list[nn.Parameter]:
-    wrapper = runner.optim_wrapper
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return [p for w in wrappers for group in w.optimizer.param_groups for p in group['params']]

@@ -2,7 +2,7 @@
 
 import torch
 from mmengine.dist import is_distributed
-from mmengine.optim import OptimWrapperDict, ZeroRedundancyOptimizer
+from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
@@ -38,7 +38,6 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
 
 def consolidate(runner: Runner) -> None:
     """Gather sharded optimizer states on rank 0; call it on all ranks before saving."""
-    wrapper = runner.optim_wrapper
-    for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-        if isinstance(each.optimizer, torch.distributed.optim.ZeroRedundancyOptimizer):
-            each.optimizer.consolidate_state_dict()
+    optimizer = runner.optim_wrapper.optimizer
+    if isinstance(optimizer, torch.distributed.optim.ZeroRedundancyOptimizer):
+        optimizer.consolidate_state_dict()

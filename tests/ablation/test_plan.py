@@ -1,11 +1,12 @@
 """Planned runs, what they lack, and existing runs with different settings."""
 
+from dataclasses import replace
+
 import pytest
 from mmengine.config import Config
 from small_ablation import finish, planned, write_configs
 
 from mcbeit_mm.ablation import plan
-from mcbeit_mm.config.diff import ABSENT, Change
 
 
 @pytest.fixture
@@ -34,8 +35,9 @@ def test_options_and_precision(folder):
 def test_configs_are_found_once_and_names_are_unique(folder):
     both = [str(folder / 'omega-1.py'), str(folder / 'omega-*.py')]
     assert [path.stem for path in plan.find_configs(both)] == ['omega-1', 'omega-0']
-    with pytest.raises(FileNotFoundError, match='no config matches'):
-        plan.find_configs([str(folder / 'tau-*.py')])
+    for absent in ('tau-*.py', 'tau.py'):
+        with pytest.raises(FileNotFoundError, match='no config matches'):
+            plan.find_configs([str(folder / absent)])
     (folder / 'other').mkdir()
     (folder / 'other/omega-1.py').write_text('')
     with pytest.raises(ValueError, match='called omega-1'):
@@ -44,28 +46,46 @@ def test_configs_are_found_once_and_names_are_unique(folder):
 
 def test_only_what_is_missing_is_done(folder):
     run, *_ = planned(folder)
-    transfer = Config(dict(train_cfg=dict(max_epochs=2)))
-    assert plan.missing_steps(run, transfer) == ['train', 'evaluate', 'finetune']
+    assert run.missing == ['train', 'evaluate']
     finish(run, epoch=2)  # of 3; its evaluation does not count
-    assert plan.missing_steps(run) == ['train', 'evaluate']
+    assert run.missing == ['train', 'evaluate']
     finish(run)
-    assert plan.missing_steps(run) == []
-    assert plan.missing_steps(run, transfer) == ['finetune']
-    (run.folder / 'finetune').mkdir()
-    (run.folder / 'finetune/last_checkpoint').write_text('epoch_2.pth')
-    assert plan.missing_steps(run, transfer) == []
+    assert run.missing == []
     (run.folder / 'features.json').write_text('{"models": ')  # killed while writing
-    assert plan.missing_steps(run, transfer) == ['evaluate']
+    assert run.missing == ['evaluate']
     iterations = Config(dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=7)))
     (run.folder / 'last_checkpoint').write_text('iter_7.pth')
-    assert plan.is_trained(run.folder, iterations)
+    assert replace(run, cfg=iterations).is_trained
+
+
+def test_finetuning_is_another_run(folder):
+    (folder / 'transfer.py').write_text(
+        "train_dataloader = dict(dataset=dict(type='CustomDataset'))\n"
+        "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))\n"
+        "train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)\n"
+    )
+    transfer = dict(finetune=str(folder / 'transfer.py'))
+    run, *_ = planned(folder, seeds=[4], **transfer)
+    assert run.finetune.folder == run.folder / 'finetune'
+    assert run.finetune.options == ('randomness.seed=4',) and run.finetune.cfg.randomness.seed == 4
+    assert run.missing == ['train', 'evaluate', 'finetune']
+    finish(run)
+    assert run.missing == ['finetune']
+    run.finetune.folder.mkdir()
+    (run.finetune.folder / 'last_checkpoint').write_text('epoch_2.pth')
+    assert run.missing == []
+    run.finetune.cfg.dump(run.finetune.folder / 'transfer.py')
+    plan.check_agreement(planned(folder, seeds=[4], **transfer))
+    option = 'train_cfg.max_epochs=3'
+    with pytest.raises(ValueError, match=r'seed4/finetune has .*max_epochs: 2 -> 3'):
+        plan.check_agreement(planned(folder, seeds=[4], finetune_options=[option], **transfer))
 
 
 def test_a_run_with_different_settings_is_refused(folder):
     for run in planned(folder):
         finish(run)
     plan.check_agreement(planned(folder))
-    with pytest.raises(ValueError, match=r'optimizer.lr: 0.001 -> 0.1 in .*omega-1/seed1\. Move'):
+    with pytest.raises(ValueError, match=r'baseline/seed0 has .*optimizer.lr: 0.001 -> 0.1\. Move'):
         plan.check_agreement(planned(folder, 'optim_wrapper.optimizer.lr=0.1'))
     with pytest.raises(ValueError, match="optim_wrapper.type: 'OptimWrapper' -> 'Bf16Opt"):
         plan.check_agreement(planned(folder, precision='bf16'))
@@ -105,12 +125,8 @@ def test_tokenizers_are_compared_as_places_and_by_their_pins(folder):
         plan.check_agreement(planned(folder, f'{key}={folder}/moved#sha256={"b" * 64}'))
 
 
-def test_changes_in_short():
-    def change(key, old, new):
-        return plan.shortened(Change(tuple(key.split('.')), old, new))
-
-    absent, step = ABSENT, dict(type='BlockMask', num_masked=75)
-    assert change('model.head.tau', 4.0, 1.0) == 'head.tau 4.0 → 1.0'
-    assert change('model.head.tau_affinity', absent, 0.1) == 'head.tau_affinity 0.1'
-    assert change('x.pipeline.BlockMask', absent, step) == 'with BlockMask(num_masked=75)'
-    assert change('x.pipeline.BlockMask', step, absent) == 'without BlockMask(num_masked=75)'
+def test_changes_in_short(folder):
+    baseline, _, omega = planned(folder, seeds=[0])
+    assert plan.changes_from(baseline, omega) == ['head.omega 0.2 → 1.0']
+    (other,) = planned(folder, 'model.head.vocab_size=9', seeds=[7], pattern='baseline.py')
+    assert plan.changes_from(baseline, other) == ['head.vocab_size None → 9']

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,20 +29,19 @@ def folder(tmp_path):
 
 def test_commands(folder):
     run = planned(folder, pattern='baseline.py')[0]
-    steps = Steps('D', 'T.py', ['a=1'], max_train=9, bf16=True, precision='fp32')
+    steps = Steps('D', max_train=9, bf16=True, precision='fp32')
     train = steps.command('train', run)
     assert train[1:] == [
         f'{ROOT}/tools/train.py', str(run.config), '--work-dir', str(run.folder),
-        '--precision', 'fp32', '--cfg-options', 'train_dataloader.dataset.data_prefix=train',
-        'randomness.seed=0',
+        '--resume', '--precision', 'fp32', '--cfg-options',
+        'train_dataloader.dataset.data_prefix=train', 'randomness.seed=0',
     ]  # fmt: skip
-    run.folder.mkdir(parents=True)
-    (run.folder / 'epoch_1.pth').touch()
-    resumed = Steps('D', gpus=2).command('train', run)
-    assert resumed[:4] == ['bash', f'{ROOT}/tools/dist_train.sh', str(run.config), '2']
-    assert '--resume' in resumed and '--precision' not in resumed
-    finetune = steps.command('finetune', run)
-    assert finetune[2] == 'T.py' and finetune[-2:] == ['a=1', 'randomness.seed=0']
+    several = Steps('D', gpus=2).command('train', run)
+    assert several[:4] == ['bash', f'{ROOT}/tools/dist_train.sh', str(run.config), '2']
+    assert '--precision' not in several
+    transfer = replace(run, folder=run.folder / 'finetune', options=('a=1',))
+    finetune = steps.command('finetune', replace(run, finetune=transfer))
+    assert finetune == steps.command('train', transfer) and finetune[-1] == 'a=1'
     evaluate = steps.command('evaluate', run)
     features = f'{run.folder}/features.json'
     words = ['--data', 'D', '--out', features, '--max-train', '9', '--bf16']
@@ -49,17 +49,17 @@ def test_commands(folder):
 
 
 def test_the_environment_of_configs(folder, monkeypatch):
-    for name in ('MCBEIT_ABLATION', 'MCBEIT_DATA', 'MCBEIT_CLASSES'):
+    for name in ('MCBEIT_DATA', 'MCBEIT_CLASSES'):
         monkeypatch.setenv(name, '')
         monkeypatch.delenv(name)
     with pytest.raises(ValueError, match='no image folder: use --data'):
-        ablation.set_environment(None, None)
+        ablation.set_data(None)
     with pytest.raises(FileNotFoundError, match='no folder .*train: ROOT needs'):
-        ablation.set_environment(str(folder / 'data'), None)
+        ablation.set_data(str(folder / 'data'))
     for name in ('train/a', 'train/b', 'train/.cache', 'val'):
         (folder / 'data' / name).mkdir(parents=True)
-    ablation.set_environment(str(folder / 'data'), 'photos')
-    assert os.environ['MCBEIT_ABLATION'] == 'photos' and os.environ['MCBEIT_CLASSES'] == '2'
+    ablation.set_data(str(folder / 'data'))
+    assert os.environ['MCBEIT_CLASSES'] == '2'
     assert os.environ['MCBEIT_DATA'] == str(folder / 'data')
 
 
@@ -127,10 +127,11 @@ def test_a_failed_run_is_reported_and_the_others_continue(call, folder, capsys):
     assert (folder / 'out/table.png').stat().st_size > 1000
     assert call() == (1, ['omega-0'])
     assert '[1/3] baseline, seed 0: finished' in capsys.readouterr().out
-    changed = dict(cfg_options=['optim_wrapper.optimizer.lr=0.1'])
+    changed = dict(cfg_options=['optim_wrapper.optimizer.lr=0.1'], on='photos')
     with pytest.raises(ValueError, match='different settings'):
         call(**changed)
     assert call(table_only=True, **changed) == (1, [])
+    assert os.environ['MCBEIT_ABLATION'] == 'photos'
 
 
 def test_the_command_line(call, folder, monkeypatch, capsys):
@@ -211,7 +212,9 @@ def test_interrupted_and_continued(tmp_path):
     done = subprocess.run(command, **settings, **pipes, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '[1/4] baseline, seed 0: finished' in done.stdout
-    assert '[2/4] omega-1, seed 0: train (resumed)' in done.stdout
+    assert '[2/4] omega-1, seed 0: train ...' in done.stdout
+    log = (second / 'train.out').read_text()
+    assert 'resumed epoch' in log
     assert first.stat().st_mtime_ns == before
     results = json.loads((out / 'results.json').read_text())['configs']
     assert results['omega-1']['changes'] == ['head.omega 0.2 → 1.0']

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 from mmengine.config import Config
@@ -36,7 +37,7 @@ def test_the_table_shows_mean_spread_difference_and_missing_runs(folder):
                            '+3.25 ± 0.35']  # fmt: skip
     assert rows[4][2:5] == ['1 of 3', '29.00', '-1.00']  # one seed has no spread
     assert 'Missing or incomplete: 3 runs: omega-0 (seed 2); omega-1 (seed 1, 2).' in text
-    assert 'Features: 50 images to train on, 20 to test.' in text
+    assert 'Features: 50/20 training/validation images.' in text
     assert results['configs']['omega-1']['seeds']['0']['knn'] == 29.0
     json.dumps(results)
 
@@ -45,14 +46,15 @@ def test_finetuning_counts_with_its_best_epoch(folder):
     run, *_ = planned(folder)
     finish(run)
     transfer = Config(dict(train_cfg=dict(max_epochs=2)))
+    tuned = replace(run, finetune=replace(run, cfg=transfer, folder=run.folder / 'finetune'))
     log = run.folder / 'finetune/log/vis_data'
     log.mkdir(parents=True)
     (run.folder / 'finetune/last_checkpoint').write_text('epoch_2.pth')
     entries = [{'accuracy/top1': top1, 'step': i} for i, top1 in enumerate((50.0, 60.0, 55.0))]
     (log / 'scalars.json').write_text('\n'.join(map(json.dumps, entries)))
-    assert table.measure(run, transfer)['finetune'] == 60.0
+    assert table.measure(tuned)['finetune'] == 60.0
     assert 'finetune' not in table.measure(run)
-    assert '| fine-tuned |' in table.markdown(table.gather([run], transfer))
+    assert '| fine-tuned |' in table.markdown(table.gather([tuned]))
 
 
 def test_evaluations_of_different_images_are_not_comparable(folder):
@@ -62,7 +64,7 @@ def test_evaluations_of_different_images_are_not_comparable(folder):
     file = runs[1].folder / 'features.json'
     file.write_text(file.read_text().replace('"train": 50', '"train": 40'))
     text = table.markdown(table.gather(runs))
-    assert 'NOT COMPARABLE' in text and '40/20: omega-0 seed 0' in text
+    assert 'NOT COMPARABLE' in text and 'omega-0 seed 0: 40/20' in text
 
 
 def test_the_plot_shows_every_value(folder):

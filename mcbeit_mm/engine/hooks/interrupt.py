@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,19 +20,17 @@ from ...errors import SetupError
 from ..loops import ResumableEpochLoop
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: retry, with --resume
+# From schedulers and torchrun, from Ctrl-C, and as in `sbatch --signal`.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """On a signal, save after the current iteration and exit with status 75.
+    """On SIGTERM, SIGINT or SIGUSR1, save after the current iteration and exit with status 75.
 
-    All ranks exit after the same iteration, whichever of them received the signal. A second SIGINT
-    interrupts at once. The status is also written to the file named by MCBEIT_INTERRUPTED, since
-    torchrun exits with 1 whatever its processes return.
-
-    Args:
-        signals: SIGTERM from schedulers and torchrun, SIGINT from Ctrl-C, SIGUSR1 as in
-            `sbatch --signal`.
+    All ranks exit after the same iteration, whichever of them received the signal; a validation is
+    finished first. A second SIGINT interrupts at once. The status is also written to the file
+    named by MCBEIT_INTERRUPTED, since torchrun exits with 1 whatever its processes return.
 
     Raises:
         SetupError: the run's CheckpointHook cannot save within an epoch.
@@ -40,16 +38,8 @@ class InterruptHook(Hook):
 
     priority = 'LOWEST'  # after logging and the regular checkpoint
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGINT', 'SIGUSR1')):
-        unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown:
-            raise ValueError(f'expected signal names like SIGTERM, got {", ".join(unknown)}')
-        self.signals = [signal.Signals[name] for name in signals]
-        self._received = 0
-        self._saver: CheckpointHook | None = None  # None outside of training
-        self._previous: dict[signal.Signals, Any] = {}
-        self._group = None
-        self._common_batches = 0
+    _saver: CheckpointHook | None = None  # None outside of training
+    _group = None
 
     def before_train(self, runner: Runner) -> None:
         """Install the signal handlers."""
@@ -66,34 +56,21 @@ class InterruptHook(Hook):
             self._group = dist.new_group(backend='gloo')
         for each in (loop, runner.val_loop):
             if isinstance(getattr(each, 'dataloader', None), DataLoader):
-                _shield_workers(each.dataloader, self.signals)
-        if threading.current_thread() is not threading.main_thread():
-            runner.logger.warning('InterruptHook is inactive: only a main thread gets signals')
-            return
+                _shield_workers(each.dataloader)
         self._received, self._owner = 0, os.getpid()
-        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def after_train(self, runner: Runner) -> None:
         """Restore the previous signal handlers."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._saver, self._previous = None, {}
+        if self._saver:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+        self._saver = None
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and exit if any rank received a signal."""
         if self._saver and (number := self._max_over_ranks(self._received)):
             self._exit(runner, number)
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Find the number of batches that all ranks have: samplers may split unevenly."""
-        if self._saver:
-            self._common_batches = -self._max_over_ranks(-len(runner.val_dataloader))
-
-    def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
-        """Save and exit within a validation, which is repeated after resuming."""
-        if self._saver and batch_idx < self._common_batches:
-            if number := self._max_over_ranks(self._received):
-                self._exit(runner, number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
@@ -122,9 +99,8 @@ class InterruptHook(Hook):
     def _exit(self, runner: Runner, number: int) -> None:
         self._saver.save_now(runner)
         self._max_over_ranks(0)  # once a rank exits, the launcher kills those still saving
-        for other in self._previous:
-            if other != signal.SIGINT:  # from the launcher, which would change the exit status
-                signal.signal(other, signal.SIG_IGN)
+        for other in (signal.SIGTERM, signal.SIGUSR1):  # from the launcher: keep the exit status
+            signal.signal(other, signal.SIG_IGN)
         if path := os.environ.get('MCBEIT_INTERRUPTED'):
             Path(path).write_text(f'{INTERRUPTED}\n')
         runner.logger.warning(
@@ -147,19 +123,17 @@ def _saver(runner: Runner) -> CheckpointHook | None:
     )
 
 
-def _shield_workers(dataloader: DataLoader, signals: Sequence[signal.Signals]) -> None:
+def _shield_workers(dataloader: DataLoader) -> None:
     """Let worker processes survive signals to the whole process group."""
     inner = dataloader.worker_init_fn
     if getattr(inner, 'func', None) is not _init_worker:
-        dataloader.worker_init_fn = partial(_init_worker, signals=signals, inner=inner)
+        dataloader.worker_init_fn = partial(_init_worker, inner=inner)
 
 
-def _init_worker(
-    worker_id: int, signals: Sequence[signal.Signals], inner: Callable[[int], None] | None
-) -> None:
-    for number in set(signals) - {signal.SIGTERM}:
+def _init_worker(worker_id: int, inner: Callable[[int], None] | None) -> None:
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # DataLoader ends stuck workers by SIGTERM, so only that of the parent must count. The sender is
+    # multiprocessing ends workers by SIGTERM, so only that of the parent must count. The sender is
     # known to a thread that waits for the blocked signal, not to a handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()

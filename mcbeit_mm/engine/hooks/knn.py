@@ -1,10 +1,5 @@
 """k-NN accuracy of the backbone on a labeled image folder during pretraining."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from mmengine.dist import all_gather, is_main_process
 from mmengine.hooks import Hook
@@ -22,8 +17,9 @@ from ...layers.model_wrappers import unwrap
 class KNNHook(Hook):
     """Logs `knn_top1` in percent every `interval` epochs and after the last one.
 
-    All ranks extract features, rank 0 classifies. The training stays bit-identical. The value goes
-    to the log, the visualizer (scalars.json) and the message hub.
+    All ranks extract features, rank 0 classifies. The value goes to the log, the visualizer
+    (scalars.json) and the message hub. With our loops the training stays bit-identical; MMEngine's
+    draw other random numbers afterwards.
 
     Args:
         data: folder with train/ and val/, each with a folder per class.
@@ -75,10 +71,7 @@ class KNNHook(Hook):
             return
         backbone = unwrap(runner.model).backbone
         device = next(backbone.parameters()).device
-        with _random_state_restored():
-            feats = [
-                x for dataset in self._datasets for x in self._features(backbone, dataset, device)
-            ]
+        feats = [x for data in self._datasets for x in self._features(backbone, data, device)]
         if is_main_process():
             self._log(runner, knn_accuracy(*(x.to(device) for x in feats), k=self.k))
         torch.cuda.empty_cache()
@@ -102,16 +95,3 @@ class KNNHook(Hook):
         runner.logger.info(
             f'Epoch {epoch}: knn_top1 {accuracy:.2f} % (k={self.k}, block {self.layer})'
         )
-
-
-@contextmanager
-def _random_state_restored() -> Iterator[None]:
-    """Restore the generators of torch, NumPy and Python, which data loaders draw from."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)

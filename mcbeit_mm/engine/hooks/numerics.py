@@ -18,6 +18,10 @@ from torch import Tensor
 
 from ...errors import SetupError
 
+SPIKE = 10.0  # median absolute deviations; 6.7 standard deviations of a normal distribution
+WINDOW = 100  # iterations that a loss is compared with
+SHOWN = 3  # images of a step in the log; the file lists all
+
 
 @HOOKS.register_module()
 class NumericsHook(Hook):
@@ -31,21 +35,14 @@ class NumericsHook(Hook):
     Args:
         max_in_a_row: SetupError on all ranks after this many skipped steps in a row; a
             GradScaler gets from 65536 to 1 in 16.
-        spike: distance of a loss from the median of the last `window` ones, in median absolute
-            deviations, that is reported; 10 are 6.7 standard deviations of a normal
-            distribution. Of successive spikes only the first is reported.
-        window: iterations, also before the first report.
     """
 
     priority = 'HIGH'  # after RuntimeInfoHook logs the loss, before EMAHook averages buffers
 
-    def __init__(self, max_in_a_row: int = 20, spike: float = 10.0, window: int = 100):
-        if max_in_a_row < 1 or spike <= 0 or window < 2:
-            raise ValueError(
-                'expected max_in_a_row >= 1, spike > 0 and window >= 2, got '
-                f'{max_in_a_row=} {spike=} {window=}'
-            )
-        self.max_in_a_row, self.spike, self.window = max_in_a_row, spike, window
+    def __init__(self, max_in_a_row: int = 20):
+        if max_in_a_row < 1:
+            raise ValueError(f'expected max_in_a_row >= 1, got {max_in_a_row}')
+        self.max_in_a_row = max_in_a_row
 
     def before_train(self, runner: Runner) -> None:
         """Check all gradients from now on, right before the optimizer uses them."""
@@ -106,69 +103,47 @@ class NumericsHook(Hook):
 
     def _report_skip(self, runner: Runner, batches: list[dict[str, Any]]) -> None:
         hub = runner.message_hub  # saved in checkpoints
-        skipped = hub.get_info('skipped_steps', 0) + 1
-        in_a_row = hub.get_info('skipped_in_a_row', 0) + 1
-        hub.update_info('skipped_steps', skipped)
-        hub.update_info('skipped_in_a_row', in_a_row)
+        for count in ('skipped_steps', 'skipped_in_a_row'):
+            hub.update_info(count, hub.get_info(count, 0) + 1)
+        in_a_row = hub.get_info('skipped_in_a_row')
         losses = [_number(batch['losses'].get('loss', 0.0)) for batch in batches]
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        overflow = scaler is not None and all(map(math.isfinite, losses))
-        images = self._write('overflow' if overflow else 'nonfinite', batches)
-        reason = (
-            f'fp16 gradients overflow, loss scale is now {scaler.get_scale():g}'
-            if overflow
-            else f'non-finite gradients, losses {losses}, images {_few(images)}'
-        )
-        iteration = batches[-1]['iter']
-        runner.logger.log(
-            logging.INFO if overflow else logging.WARNING,
-            f'step skipped at iteration {iteration}: {reason}; {in_a_row} in a row, '
-            f'{skipped} in total',
-        )
+        scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
+        overflow = scaled and all(map(math.isfinite, losses))  # the search for a loss scale
+        kind, level = ('overflow', logging.INFO) if overflow else ('nonfinite', logging.WARNING)
+        images = self._write(kind, batches)
+        skip = f'skipped the step of iteration {batches[-1]["iter"]}, {in_a_row} in a row'
+        runner.logger.log(level, f'{skip}: {kind} gradients, losses {losses}, images {images}')
         if in_a_row >= self.max_in_a_row:
             raise SetupError(
-                f'{in_a_row} steps in a row had non-finite gradients, the last at iteration '
-                f'{iteration}: lower the learning rate, use --precision bf16 instead of fp16, '
-                f'and check the images listed in {self._file}, such as {_few(images)}'
+                f'{skip}: lower the learning rate, use --precision bf16 instead of fp16, and check '
+                f'the images listed in {self._file}, such as {images}'
             )
 
     def _report_spike(self, runner: Runner, batch: dict[str, Any]) -> None:
-        """Use the loss history of the message hub, so that a resumed run reports the same."""
+        """Report the first of successive spikes.
+
+        The losses are those of the message hub, so that a resumed run reports the same.
+        """
         scalars = runner.message_hub.log_scalars
         if 'train/loss' not in scalars:
             return
-        losses = scalars['train/loss'].data[0][-self.window - 2 :]
-        limit, median = self._limit(losses[-self.window - 1 : -1])
-        before, _ = self._limit(losses[:-2])
-        if not limit < losses[-1] < math.inf or before < losses[-2] < math.inf:
-            return
-        images = self._write('spike', [batch], median=median)
-        runner.logger.warning(
-            f'loss spike at iteration {batch["iter"]}: {losses[-1]:.4g}, the median of the last '
-            f'{self.window} is {median:.4g}; images {_few(images)}'
-        )
+        losses = scalars['train/loss'].data[0][-WINDOW - 2 :]
+        if _is_spike(losses[-WINDOW - 1 :]) and not _is_spike(losses[:-1]):
+            images = self._write('spike', [batch])
+            runner.logger.warning(
+                f'loss spike at iteration {batch["iter"]}: {losses[-1]:.4g} after '
+                f'{losses[-2]:.4g}; images {images}'
+            )
 
-    def _limit(self, losses: np.ndarray) -> tuple[float, float]:
-        """Return the largest loss that is no spike, and the median."""
-        finite = losses[np.isfinite(losses)]
-        if len(losses) < self.window or not len(finite):
-            return math.inf, math.nan
-        median = float(np.median(finite))
-        deviation = float(np.median(np.abs(finite - median)))
-        # A constant loss has no deviation: allow a thousandth.
-        return median + max(self.spike * deviation, 1e-3 * abs(median)), median
-
-    def _write(self, kind: str, batches: list[dict[str, Any]], **extra: float) -> list[str]:
-        """Append a line on these batches; return all their images."""
+    def _write(self, kind: str, batches: list[dict[str, Any]]) -> str:
+        """Append a line on these batches; return the first of their images."""
         images = [path for batch in batches for path in batch['images']]
-        losses = [
-            {name: _json_number(value) for name, value in batch['losses'].items()}
-            for batch in batches
-        ]
-        entry = dict(kind=kind, iter=batches[-1]['iter'], losses=losses, images=images, **extra)
+        losses = [{k: _number(v) for k, v in batch['losses'].items()} for batch in batches]
+        entry = dict(kind=kind, iter=batches[-1]['iter'], losses=losses, images=images)
         with self._file.open('a') as file:
             file.write(json.dumps(entry) + '\n')
-        return images
+        rest = f' and {len(images) - SHOWN} more' if len(images) > SHOWN else ''
+        return ', '.join(images[:SHOWN]) + rest
 
 
 @torch.no_grad()
@@ -186,10 +161,9 @@ def _all_finite(
         params = (p for group in optimizer.param_groups for p in group['params'])
         grads = [p.grad for p in params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, math.inf)
-        norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
     largest = torch.nn.utils.get_total_norm(buffers, math.inf)
     finite = math.isfinite(norm) and math.isfinite(largest)
-    if get_world_size() > 1:  # DDP's gradients agree; sharded ones and buffers may not
+    if get_world_size() > 1:  # gradients of DDP agree, buffers may not
         bad = torch.tensor(0.0 if finite else 1.0)
         all_reduce(bad, 'max')
         finite = not bad.item()
@@ -202,6 +176,18 @@ def _copy(to: list[Tensor], source: list[Tensor]) -> None:
         torch._foreach_copy_(to, source)
 
 
+def _is_spike(losses: np.ndarray) -> bool:
+    """Whether the last loss is far above the median of the WINDOW before."""
+    *before, last = losses
+    before = np.array(before)[np.isfinite(before)]
+    if len(losses) <= WINDOW or not len(before) or not math.isfinite(last):
+        return False
+    median = np.median(before)
+    deviation = np.median(np.abs(before - median))
+    # A constant loss has no deviation: allow a thousandth.
+    return last > median + max(SPIKE * deviation, 1e-3 * abs(median))
+
+
 def _paths(data_batch: Any) -> list[str]:
     """Return the image paths in a batch as mmpretrain, mmseg and mmdet collate it."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else None
@@ -212,16 +198,3 @@ def _paths(data_batch: Any) -> list[str]:
 
 def _number(value: Any) -> float:
     return float(value.detach().float().mean() if isinstance(value, Tensor) else value)
-
-
-def _json_number(value: Any) -> float | str:
-    """Return a number, or 'nan', 'inf', '-inf', which JSON lacks."""
-    number = _number(value)
-    return number if math.isfinite(number) else str(number)
-
-
-def _few(images: list[str]) -> str:
-    if not images:
-        return 'not named by the batch'
-    rest = f' and {len(images) - 3} more' if len(images) > 3 else ''
-    return ', '.join(images[:3]) + rest

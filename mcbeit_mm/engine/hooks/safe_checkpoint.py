@@ -8,14 +8,18 @@ from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather, get_world_size, is_main_process, master_only
-from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.dist import all_gather, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...errors import SetupError
-from ...fileio.atomic_files import FULL, remove_leftovers, write_atomically
+from ...fileio.atomic_files import (
+    FULL,
+    AtomicLocalBackend,
+    remove_leftovers,
+    write_atomically,
+)
 from ..experiment import run_facts
 from ..loops import VALIDATED
 from ..rank_state import collect, restore
@@ -25,54 +29,45 @@ from ..sharding import consolidate
 INTERRUPTED = 'interrupted_iter_{}.pth'
 
 
-class _RemovesLater:
-    """A file backend that postpones removals.
+class _RemovesLater(AtomicLocalBackend):
+    """A file backend that postpones removals: MMEngine removes old checkpoints before it writes."""
 
-    MMEngine removes old checkpoints before it writes the new one.
-    """
+    def __init__(self):
+        self._outdated: list[str] = []
 
-    def __init__(self, backend: object):
-        self._backend, self._outdated = backend, []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        if path not in self._outdated and self.isfile(path):
-            self._outdated.append(path)
+    def remove(self, filepath: str | Path) -> None:
+        self._outdated.append(str(filepath))
 
     def remove_now(self) -> None:
-        while self._outdated:
-            self._backend.remove(self._outdated.pop(0))
+        for path in filter(self.isfile, self._outdated):
+            super().remove(path)
+        self._outdated.clear()
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, same arguments, for runs that may be stopped at any moment.
 
-    Local files are written atomically, `last_checkpoint` follows the file it names, and what
+    Files are written atomically, `last_checkpoint` follows the file it names, and what
     `max_keep_ckpts` or a better `save_best` replaces is removed last. Checkpoints also hold
-    `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`). Remote paths
-    such as s3://... keep MMEngine's backend.
+    `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`).
 
     Raises:
-        SetupError: the disk is full; names the last good checkpoint.
+        SetupError: the disk is full, which names the last good checkpoint; or `out_dir` is not a
+            local folder.
     """
 
     _rank_states: list | None = None  # to be saved, or loaded and to be restored
     _saved_iter: int | None = None  # iterations done at the last save
-    _validating = False
 
     def before_train(self, runner: Runner) -> None:
-        """Choose the backend, clean up after killed writers, restore the state of this rank."""
-        if self.file_client_args is not None:
-            raise SetupError('SafeCheckpointHook takes backend_args, not the old file_client_args')
+        """Clean up after killed writers, restore the state of this rank."""
         _check_shared_work_dir(runner)
-        place = str(self.out_dir or runner.work_dir)
-        if isinstance(get_file_backend(place, backend_args=self.backend_args), LocalBackend):
-            self.backend_args = dict(backend='atomic')
+        if '://' in str(self.out_dir):
+            raise SetupError(f'SafeCheckpointHook: expected a local out_dir, got {self.out_dir}')
+        self.backend_args = dict(backend='atomic')
         super().before_train(runner)
-        self.file_backend = _RemovesLater(self.file_backend)
+        self.file_backend = _RemovesLater()
         if is_main_process():
             for folder in {runner.work_dir, str(self.out_dir)}:
                 for path in remove_leftovers(folder):
@@ -104,39 +99,31 @@ class SafeCheckpointHook(CheckpointHook):
             states = None
         self._rank_states = states
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Remember that the loop's counters already include the iteration."""
-        self._validating = True
-
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         """Save the best checkpoint; MMEngine then saves the regular one again."""
         runner.message_hub.update_info(VALIDATED, runner.iter)
         super().after_val_epoch(runner, metrics)
-        self._validating = False
 
-    def save_now(self, runner: Runner) -> str:
-        """Save a checkpoint to resume exactly here, and return its path.
+    def save_now(self, runner: Runner) -> None:
+        """Save a checkpoint to resume exactly here.
 
-        Call it on all ranks, at the end of an `after_train_iter` or `after_val_iter`. The next
-        checkpoint replaces the file.
+        Call it on all ranks, at the end of an `after_train_iter`. The next checkpoint replaces the
+        file.
         """
-        done = runner.iter + (not self._validating)
+        done = runner.iter + 1
         if self._saved_iter == done and self.save_optimizer and self.save_param_scheduler:
-            return self.last_ckpt
+            return
         meta = dict(epoch=runner.epoch, iter=done)
-        with self._own_weights(runner):
-            self._write(runner, INTERRUPTED.format(done), meta, complete=True)
-        return self.last_ckpt
+        self._write(runner, INTERRUPTED.format(done), meta, complete=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = ''
-        if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-            self.keep_ckpt_ids.append(step)
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts and is_main_process():
+                outdated = self.filename_tmpl.format(self.keep_ckpt_ids[0])
+                self.file_backend.remove(Path(self.out_dir, outdated))
+            self.keep_ckpt_ids.append(step)  # drops the first of max_keep_ckpts
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self._write(runner, self.filename_tmpl.format(step), meta)
-        self._remove(outdated)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         with self._full_disk_explained(runner):
@@ -144,7 +131,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.file_backend.remove_now()
 
     def _write(self, runner: Runner, name: str, meta: dict, complete: bool = False) -> None:
-        """Write a checkpoint, then last_checkpoint, then remove older interrupted ones."""
+        """Write a checkpoint, then last_checkpoint, then remove what they replace."""
         save_optimizer = self.save_optimizer or complete
         if save_optimizer:
             consolidate(runner)
@@ -155,7 +142,6 @@ class SafeCheckpointHook(CheckpointHook):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
-                self.file_client_args,
                 save_optimizer=save_optimizer,
                 save_param_scheduler=self.save_param_scheduler or complete,
                 meta=meta,
@@ -167,26 +153,11 @@ class SafeCheckpointHook(CheckpointHook):
                 write_atomically(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
         self._rank_states = None
         self._saved_iter = meta['iter']
-        files = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False)
-        self._remove(*(f for f in files if Path(f).match(INTERRUPTED.format('*')) and f != name))
-
-    @master_only
-    def _remove(self, *names: str) -> None:
-        for name in filter(None, names):
-            self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
-        self.file_backend.remove_now()
-
-    @contextmanager
-    def _own_weights(self, runner: Runner) -> Iterator[None]:
-        """Swap the averaged weights out of the model, where EMAHook keeps them while validating."""
-        swapped = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and self._validating]
-        for hook in swapped:
-            hook._swap_ema_parameters()
-        try:
-            yield
-        finally:
-            for hook in swapped:
-                hook._swap_ema_parameters()
+        if is_main_process():
+            for file in Path(self.out_dir).glob(INTERRUPTED.format('*')):
+                if file.name != name:
+                    self.file_backend.remove(file)
+            self.file_backend.remove_now()
 
     @contextmanager
     def _full_disk_explained(self, runner: Runner) -> Iterator[None]:

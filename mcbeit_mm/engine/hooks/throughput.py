@@ -19,30 +19,29 @@ class ForwardTimer:
     """
 
     def __init__(self, module: nn.Module):
-        self._seconds, self._start = 0.0, None
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._times: list[float | torch.cuda.Event] = []  # start, end, start, ...
         self._handles = (
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end),
+            module.register_forward_pre_hook(self._record),
+            module.register_forward_hook(self._record),
         )
 
-    def _begin(self, module: nn.Module, args: tuple) -> None:
-        self._start = _now(args[0].is_cuda)
-
-    def _end(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        end = _now(args[0].is_cuda)
+    def _record(self, module: nn.Module, args: tuple, output: torch.Tensor | None = None) -> None:
         if args[0].is_cuda:
-            self._events.append((self._start, end))
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._times.append(event)
         else:
-            self._seconds += end - self._start
+            self._times.append(time.perf_counter())
 
     def pop(self) -> float:
-        """Seconds since the last `pop`."""
-        if self._events:
-            self._events[-1][1].synchronize()
-        total = self._seconds + sum(a.elapsed_time(b) for a, b in self._events) / 1000
-        self._seconds, self._events = 0.0, []
-        return total
+        """Return the seconds since the last `pop`."""
+        times, self._times = self._times, []
+        pairs = list(zip(times[::2], times[1::2], strict=True))
+        if times and isinstance(times[0], float):
+            return sum(end - start for start, end in pairs)
+        if times:
+            times[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in pairs) / 1000
 
     def remove(self) -> None:
         """Take the hooks off the module."""
@@ -89,11 +88,3 @@ class ThroughputHook(Hook):
             share = self._timer.pop() / max(self._seconds, 1e-9)
             hub.update_scalar('train/tokenizer_share', share)
             self._seconds = 0.0
-
-
-def _now(on_cuda: bool) -> float | torch.cuda.Event:
-    if not on_cuda:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event

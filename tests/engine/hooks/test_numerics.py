@@ -152,8 +152,10 @@ def test_a_nan_changes_nothing(tmp_path, kind, settings):
     assert changed == [i != 3 for i in range(8)]  # sample 13 is in the fourth batch
     assert runner.message_hub.get_info('skipped_steps') == 1
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
-    expected = dict(kind='nonfinite', iter=4, losses=[dict(loss='nan')])
-    assert events(tmp_path) == [dict(expected, images=['12.png', '13.png', '14.png', '15.png'])]
+    expected = dict(kind='nonfinite', iter=4, images=['12.png', '13.png', '14.png', '15.png'])
+    (event,) = events(tmp_path)
+    (losses,) = event.pop('losses')
+    assert event == expected and np.isnan(losses['loss'])
 
 
 def test_an_infinite_norm_of_clipped_gradients_is_not_a_step_of_zeros(tmp_path):
@@ -174,7 +176,7 @@ def test_with_accumulation_the_whole_step_is_skipped(tmp_path):
     assert not same((states[4][0], {}), (states[8][0], {}))
     (event,) = events(tmp_path)
     assert event['iter'] == 4 and len(event['images']) == 16
-    assert [isinstance(losses['loss'], str) for losses in event['losses']] == [False] * 3 + [True]
+    assert [np.isnan(losses['loss']) for losses in event['losses']] == [False] * 3 + [True]
 
 
 def test_averaged_weights_stay_finite(tmp_path):
@@ -197,9 +199,7 @@ def test_an_overflow_is_counted_and_the_scale_found(tmp_path):
 
 def test_too_many_in_a_row_end_the_run(tmp_path):
     data = Numbers(bad=range(8, 64))
-    with pytest.raises(
-        SetupError, match='3 steps in a row .* iteration 5: .*nonfinite.jsonl.*16.p'
-    ):
+    with pytest.raises(SetupError, match='iteration 5, 3 in a row: .*nonfinite.jsonl.*16.p'):
         run(tmp_path, data, hook=dict(max_in_a_row=3))
     assert [event['iter'] for event in events(tmp_path)] == [3, 4, 5]
     run(tmp_path, Numbers(bad=[4, 8, 16, 20]), iters=9, hook=dict(max_in_a_row=3))  # not in a row
@@ -221,10 +221,10 @@ def test_paths_of_the_libraries_samples(library):
     assert _paths(dict(data_samples=[sample])) == ['a.png']
 
 
-def spikes(tmp_path, losses, window=50):
+def spikes(tmp_path, losses):
     """Iterations at which a history of losses is reported."""
     hub = MessageHub.get_instance(f'spikes{tmp_path.name}{len(losses)}')
-    hook = NumericsHook(window=window)
+    hook = NumericsHook()
     hook._file = tmp_path / 'nonfinite.jsonl'
     hook._file.touch()
     runner = SimpleNamespace(message_hub=hub, logger=logging.getLogger('spikes'))
@@ -236,7 +236,7 @@ def spikes(tmp_path, losses, window=50):
 
 def test_a_spike_is_reported_once(tmp_path):
     losses = 3 + 0.1 * np.random.default_rng(0).standard_normal(300)
-    losses[:40] += 5  # before there is a history
+    losses[:90] += 5  # before there is a history
     losses[200:203] = 9
     losses[210], losses[250] = np.nan, np.inf
     losses[251] = 9
@@ -292,9 +292,7 @@ def test_two_ranks_skip_together(tmp_path):
         (line,) = (tmp_path / f'nonfinite_rank{number}.jsonl').read_text().splitlines()
         event = json.loads(line)
         assert event['iter'] == 2 and event['images'] == [f'{number}.png']
-        assert (
-            event['losses'][0]['loss'] == 'nan' if number else event['losses'][0]['loss'] != 'nan'
-        )
+        assert np.isnan(event['losses'][0]['loss']) == bool(number)
 
 
 def test_counts_survive_a_checkpoint(tmp_path):
@@ -305,10 +303,9 @@ def test_counts_survive_a_checkpoint(tmp_path):
     assert np.isnan(other.get_scalar('train/loss').data[0][3])
 
 
-@pytest.mark.parametrize('settings', [dict(max_in_a_row=0), dict(spike=0), dict(window=1)])
-def test_impossible_settings(settings):
+def test_impossible_settings():
     with pytest.raises(ValueError, match='expected max_in_a_row'):
-        NumericsHook(**settings)
+        NumericsHook(max_in_a_row=0)
 
 
 @pytest.mark.gpu
