@@ -4,8 +4,8 @@
 # CPUS_PER_TASK and SRUN_ARGS are passed on.
 #
 # A run interrupted by SIGTERM, SIGINT or SIGUSR1 saves, exits with status 75 and continues with --resume:
-# - a batch job (sbatch --requeue --open-mode=append --signal=USR1@300, where 300 s must suffice for an iteration and
-#   a checkpoint) is requeued, unless it was cancelled;
+# - a batch job (sbatch --requeue --open-mode=append --signal=USR1@300, where 300 s must suffice for an iteration, a
+#   validation and a checkpoint) is requeued, unless it was cancelled;
 # - otherwise srun is repeated, unless this script itself got the signal.
 # After MAX_RESTARTS restarts, by default 50 (twelve days in slices of six hours), the status is 75.
 set -euo pipefail
