@@ -21,9 +21,6 @@ class CachedTokenizer(Tokenizer):
         checkpoint: folder of the cache.
     """
 
-    decoder = None
-    decoder_hint = 'set model.target_generator to the tokenizer to decode images'
-
     def __init__(self, checkpoint: str | os.PathLike):
         super().__init__()
         self.header = read_header(checkpoint)
@@ -51,6 +48,13 @@ class CachedTokenizer(Tokenizer):
                 f'{images.dtype} {tuple(images.shape)}: use CachedTargetsCrop in the pipeline'
             )
         return decode(images, self.vocab_size, self.header.grid)
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Raise ValueError: a cache has no decoder."""
+        raise ValueError(
+            f'{self.weights_file} has no decoder: set model.target_generator to the tokenizer to '
+            'decode images'
+        )
 
     def check_view(self, view: Tensor, patches: Sequence[int], tau: float) -> None:
         """Raise SetupError unless the cache fits these patches (h, w) and this tau."""
