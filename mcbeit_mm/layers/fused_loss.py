@@ -2,8 +2,8 @@
 
 With A = omega W + (1 - omega) I on the masked rows, targets t = A p and logits l, the loss of a
 patch is log-sum-exp(l) - <t, l>; its gradient is softmax(l) - A p for l and -<p_j, l_i> for A_ij.
-The forward pass has all of these at hand, so it computes the gradients too, and only the
-(patches, vocab_size) tensors of one chunk of images are ever alive.
+The forward pass has all of these, so it computes the gradients too, and only the (patches,
+vocab_size) tensors of one chunk of images are ever alive.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class MaskedPlaces(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor, device: torch.device) -> 'MaskedPlaces':
-        """Find them in a mask (B, L); a CPU mask avoids a host-device sync."""
+        """Find the masked patches of a mask (B, L); a CPU mask avoids a host-device sync."""
         mask = mask.cpu()
         counts = mask.sum(dim=1)
         most = int(counts.max()) if len(counts) else 0
@@ -173,12 +173,12 @@ def _chunk(
     pointwise = _compiled_pointwise() if plan.compiled else _pointwise
     sums, inner, residual = pointwise(logits, places.rows(probs), mixed, plan.omega)
     if plan.with_grad:
-        by_rows = _linear_gradients(*grads[1:], places.only_masked(residual), rows, weight)
-        upstream = [by_rows.to(exact)]
+        rows_grad = _linear_gradients(*grads[1:], places.only_masked(residual), rows, weight)
+        upstream = [rows_grad.to(exact)]
         if parts[-1] is not parts[0] and parts[-1].requires_grad:
             # <t, l> cancels in the affinity's softmax; subtracting it reduces rounding.
-            likeness = _product(logits - inner, probs.transpose(1, 2), mix)
-            upstream.append(places.only_masked(likeness.mul_(-plan.omega)))
+            similarity = _product(logits - inner, probs.transpose(1, 2), mix)
+            upstream.append(places.only_masked(similarity.mul_(-plan.omega)))
         outputs = parts[: len(upstream)]
         (grads[0][images],) = torch.autograd.grad(outputs, feats, upstream)
     if places.valid is not None:
@@ -234,15 +234,15 @@ def _linear_gradients(
         scale = (FP16_MAX / bound).clamp(max=2.0**14)
         residual = residual * scale
     residual = residual.to(weight.dtype)
-    by_rows = residual @ weight
+    rows_grad = residual @ weight
     if weight.dtype == weight_grad.dtype:  # saves a temporary of the weight's size
         weight_grad.addmm_(residual.T, rows)
-        return by_rows.view(shape)
-    by_weight = residual.T @ rows
+        return rows_grad.view(shape)
+    update = residual.T @ rows
     if weight.dtype == torch.float16:
-        by_rows, by_weight = by_rows.float() / scale, by_weight.float() / scale
-    weight_grad.add_(by_weight)
-    return by_rows.view(shape)
+        rows_grad, update = rows_grad.float() / scale, update.float() / scale
+    weight_grad.add_(update)
+    return rows_grad.view(shape)
 
 
 def _to(x: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches to the device: both views move as 8-bit integers and are normalized there."""
+"""Move both views to the device as 8-bit integers and normalize them there."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class TwoViewDataPreprocessor(TwoNormDataPreprocessor):
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Normalize both views; cached records in place of the second view only move."""
+        """Move and normalize both views; cached records in place of the second are only moved."""
         student, second = data['inputs']
         if second.ndim == 4:
             return super().forward(data, training)
