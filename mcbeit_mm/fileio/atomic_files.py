@@ -44,8 +44,8 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
     """Remove temporary files whose writers were killed; return their paths."""
     removed = []
     for path in Path(folder).glob('.*.tmp-*'):
-        name = LEFTOVER.fullmatch(path.name)
-        if name and not _is_other_process(int(name[1])):
+        match = LEFTOVER.fullmatch(path.name)
+        if match and not _is_other_process(int(match[1])):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -71,7 +71,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system supports it
             raise
     finally:
         os.close(handle)

@@ -107,7 +107,7 @@ def _named_tensors(
 
 
 def _kind(value: Any) -> str:
-    """Return the type's name only: the repr of nested lists could fill the memory."""
+    """Return only the type's name: the repr of nested lists could exhaust memory."""
     return repr(value) if isinstance(value, _Inert) else type(value).__name__
 
 
@@ -138,7 +138,7 @@ def _stub(name: str, base: type) -> type:
 
 
 def _turn_into_container(stubs: dict[str, type], message: str) -> bool:
-    """Replace the stub that torch refused to fill by a dict or list; False without such a stub."""
+    """Turn the stub that torch refused to fill into a dict or list; False if there is none."""
     for name, stub in stubs.items():
         if repr(stub) in message and issubclass(stub, _Inert):
             base = _InertDict if 'SETITEM' in message else _InertList

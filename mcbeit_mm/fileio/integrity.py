@@ -11,15 +11,15 @@ from .inert_pickle import load_inert, reason
 
 LOCAL_HEADER = b'PK\x03\x04'
 PICKLE = b'\x80'  # torch.save before 1.6 and plain pickles
-DOS_FOLDER = 0x10  # torch takes a record with this attribute for a folder and does not read it
+DOS_FOLDER = 0x10  # torch skips records with this attribute as folders
 
 
 def damage(path: str | os.PathLike) -> str | None:
     """Describe what is wrong with a file; None if nothing is found.
 
     Verifies the CRC-32 of every record of a `torch.save` zip, which `torch.load` ignores, and that
-    all its records can be found. Only header and length of safetensors files are compared. Pickles,
-    such as those of torch before 1.6, carry no checksum and pass.
+    torch finds all records. For safetensors, checks only that header and file length agree. Pickles
+    (`torch.save` before 1.6) have no checksum and pass.
     """
     path = Path(path)
     with path.open('rb') as file:

@@ -10,7 +10,7 @@ HEX = re.compile('[0-9a-f]{64}')
 
 
 def split_pin(text: str | os.PathLike) -> tuple[str, str | None]:
-    """Split `PATH#sha256=HEX` (or `URL#sha256=HEX`) into path and hash; None without a pin.
+    """Split `PATH#sha256=HEX` (or `URL#sha256=HEX`) into path and hash, None without a pin.
 
     Raises:
         ValueError: the pin is malformed or uses another hash function.

@@ -53,14 +53,14 @@ def fit_positions(
             continue
         used.add(source)
         if source in pretrained:
-            table = _fit_pretrained(state[source], module.grid, source_grid, model.rel_pos)
+            table = _from_pretrained(state[source], module.grid, source_grid, model.rel_pos)
         else:
-            table = _fit_own(state[source], module.grid, source_grid if is_global else None)
+            table = _from_detection(state[source], module.grid, source_grid if is_global else None)
         fitted[own[0]] = table
     return {k: v for k, v in state.items() if k not in used} | fitted
 
 
-def _fit_pretrained(table: Tensor, target: Grid, source_grid: Grid | None, rel_pos: str) -> Tensor:
+def _from_pretrained(table: Tensor, target: Grid, source_grid: Grid | None, rel_pos: str) -> Tensor:
     table = table[:-NUM_CLS_ROWS].float()
     source = table_grid(len(table), given=source_grid)
     if rel_pos == 'per_block':
@@ -68,7 +68,7 @@ def _fit_pretrained(table: Tensor, target: Grid, source_grid: Grid | None, rel_p
     return resize_bicubic(table, offset_sides(source), offset_sides(target))
 
 
-def _fit_own(table: Tensor, target: Grid, source_grid: Grid | None) -> Tensor:
+def _from_detection(table: Tensor, target: Grid, source_grid: Grid | None) -> Tensor:
     if source_grid is None and len(table) == math.prod(offset_sides(target)):
         return table
     return fit_offsets(table, table_grid(len(table), given=source_grid), target)

@@ -120,7 +120,7 @@ def read_label_order(path: str | Path) -> list[str]:
 
 
 def sort_labels(state: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, Tensor]:
-    """Sort the rows of the class head by WordNet id; `ids` are in their present order."""
+    """Sort the rows of the class head by WordNet id; `ids` gives their current order."""
     head = state.get('head.weight')
     if head is None or len(head) != len(ids):
         got = 'no class head' if head is None else f'{len(head)} classes'

@@ -1,7 +1,7 @@
 """Load weights of another naming, patch grid or kind of position table into a backbone.
 
 A backbone that mixes in `PretrainedMixin` and registers `adapt_on_load` accepts them from
-`init_cfg`, `load_weights`, `load_state_dict` and, with `FitWeightsHook`, from `load_from`.
+`init_cfg`, `load_weights`, `load_state_dict` and, with `FitWeightsHook`, `load_from`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,11 +29,11 @@ class FitSettings:
 
 @dataclass
 class LoadReport:
-    """Names of loaded and left-out tensors of backbone and checkpoint.
+    """Names of loaded and skipped tensors.
 
-    `missing` backbone tensors have no counterpart of their shape, and neither have `fresh` ones,
-    which are initialized by design; `unused` tensors are the checkpoint's. `share` is the loaded
-    share of the backbone without its fresh parameters.
+    `missing` and `fresh` are backbone tensors without a counterpart of their shape; `fresh` ones
+    are initialized by design. `unused` are tensors of the checkpoint. `share` is the loaded
+    fraction of the backbone, fresh parameters excluded.
     """
 
     matched: list[str]
@@ -111,7 +111,7 @@ def fitting_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def adapt_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Load pre-hook: replace a backbone's part of a state dict by what the backbone can load.
+    """Load pre-hook: replace a backbone's part of a state dict with what it can load.
 
     Unknown names stay, so that strict loading reports them; tensors of the wrong shape are removed.
     Sets `module.load_report`.

@@ -1,4 +1,4 @@
-"""Replace MMEngine's file loaders by ones that execute nothing.
+"""Replace MMEngine's file loaders with ones that execute nothing.
 
 MMEngine (onedl 0.10.12) retries a refused checkpoint with full unpickling, executes
 meta['config'] on resume, and reads annotation files (.pkl, .yaml) with loaders that call whatever
@@ -66,7 +66,7 @@ def load_from_url(
     """
     address, pin = split_pin(url)
     folder = Path(model_dir) if model_dir else Path(torch.hub.get_dir()) / 'checkpoints'
-    # The digest tells apart files of one name from different hosts.
+    # The digest distinguishes files of the same name from different hosts.
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     name = f'{digest}-{PurePosixPath(urlparse(address).path).name or "checkpoint"}'
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def load_open_file(
     map_location: str | None = None,
     weights_only: bool | None = True,
 ) -> dict:
-    """Load a file or the content of an object in a store; replaces MMEngine's `_safe_torch_load`.
+    """Load a path or an open file from an object store; replaces MMEngine's `_safe_torch_load`.
 
     Always weights only, whatever the caller requests.
     """

@@ -18,7 +18,7 @@ INDEX = 'relative_position_index'
 SHARED_TABLE = 'rel_pos_bias.relative_position_bias_table'
 BLOCK_TABLE = 'attn.relative_position_bias_table'
 PREFERRED_PREFIXES = ('', 'module.', 'backbone.', 'encoder.', 'model.')
-# Names of heads in full models -> official names. A model loads a head under the first it knows.
+# Names of heads in full models -> official names, in order of preference when loading.
 HEADS = {
     'head.fc': 'head',
     'classifier': 'head',

@@ -22,7 +22,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint to CPU without executing anything in it.
 
     Objects other than tensors, numbers, strings and containers (``argparse.Namespace``, NumPy
-    values, ...) become inert stubs, subclasses of ``dict`` and ``list`` plain ones. A pickled
+    values, ...) become inert stubs, subclasses of ``dict`` and ``list`` plain containers. A pickled
     module (``torch.save(module)``) or ``.safetensors`` file gives a bare state dict.
 
     Args:
@@ -85,11 +85,11 @@ def _holds_tensors(value: Any) -> bool:
 
 def _files_of_folder(folder: Path) -> list[Path]:
     """List the files of the checkpoint in a work dir, a DeepSpeed or a Hugging Face folder."""
-    noted = folder / 'last_checkpoint'
-    if noted.is_file():  # MMEngine's note holds a path, whose folder may have moved since
-        name = Path(noted.read_text().strip()).name
+    pointer = folder / 'last_checkpoint'
+    if pointer.is_file():  # MMEngine writes a path, whose folder may have been moved
+        name = Path(pointer.read_text().strip()).name
         if name in ('', '..'):
-            raise ValueError(f'{noted} names no checkpoint: pass the checkpoint file itself')
+            raise ValueError(f'{pointer} names no checkpoint: pass the checkpoint file itself')
         newest = folder / name
         return _files_of_folder(newest) if newest.is_dir() else [newest]
     latest = folder / 'latest'
