@@ -78,9 +78,9 @@ class Upsample(nn.Module):
 class DDConfig:
     """Sizes of encoder and decoder, the ``ddconfig`` of taming-transformers.
 
-    Attention is used at the levels whose nominal size, counted down from ``resolution``, is in
+    Attention is used at the levels whose nominal size, ``resolution`` halved once per level, is in
     ``attn_resolutions``, whatever the actual image size. ``num_groups`` is 32 upstream;
-    ``double_z`` belongs to KL autoencoders and has no effect.
+    ``double_z`` is for KL autoencoders and has no effect.
     """
 
     ch: int

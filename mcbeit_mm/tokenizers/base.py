@@ -1,10 +1,11 @@
-"""Contract of all image tokenizers."""
+"""Base class of the image tokenizers, and checks of their sizes."""
 
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Tokenizer(nn.Module):
         return state_dict_of(read_checkpoint(file))
 
     def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
-        """Load weights, which may hold more (losses, discriminator) and lack the decoder."""
+        """Load weights; extra entries (losses, discriminator) are skipped, the decoder is optional."""
         decoder = tuple(f'{part}.' for part in self.decoder_parts)
         if not any(name.startswith(decoder) for name in weights):
             for part in self.decoder_parts:
@@ -92,8 +93,8 @@ class Tokenizer(nn.Module):
         try:
             self.load_state_dict({k: v for k, v in weights.items() if k in expected})
         except RuntimeError as error:
-            reason = ' '.join(str(error).split())[:500]
-            raise ValueError(f'{file}: {reason} ... Check the sizes in its config') from error
+            reason = shorten(str(error), 500, placeholder=' ...')
+            raise ValueError(f'{file}: {reason} Check the sizes in the config') from error
 
     def freeze(self, weights_file: str | os.PathLike | None = None) -> None:
         """Disable gradients, switch to eval mode and record the source of the weights."""
@@ -135,7 +136,7 @@ class Tokenizer(nn.Module):
         """
         self._check_tokens(tokens)
         if getattr(self, 'decoder', self) is None:
-            raise ValueError(f'{self.weights_file}: no decoder weights were found with it')
+            raise ValueError(f'{self.weights_file}: no decoder weights, cannot decode')
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float() if tokens.is_floating_point() else tokens.long()
             return self.denormalize(self.decode_tokens(tokens)).clamp(0, 1)
@@ -202,13 +203,13 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 def check_tokens(view: Sequence[int], stride: int, patches: Sequence[int], where: str = '') -> None:
     """Raise ValueError unless a tokenizer view (H, W) has one token per patch (h, w)."""
-    fitting = tuple(size * stride for size in patches)
-    if tuple(view) != fitting:
+    expected = tuple(size * stride for size in patches)
+    if tuple(view) != expected:
         tokens = 'x'.join(f'{size / stride:g}' for size in view)
         raise ValueError(
             f'the tokenizer view of {size_text(view)} pixels gives {tokens} tokens (stride '
             f'{stride}) for {size_text(patches)} patches: set '
-            f'second_size={size_argument(fitting)}{where}'
+            f'second_size={size_argument(expected)}{where}'
         )
 
 

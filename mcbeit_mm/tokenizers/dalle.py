@@ -116,7 +116,7 @@ class DALLETokenizer(Tokenizer):
     decoder_parts = ('decoder',)
     hint = (
         'download https://cdn.openai.com/dall-e/encoder.pkl and, for reconstructions, decoder.pkl '
-        'from the same place into one folder, and give that folder'
+        'from the same place into one folder, and pass that folder'
     )
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the weights of a tokenizer are on disk, and the release folders of VQGANs."""
+"""Find tokenizer weights on disk; read and write release folders of VQGANs."""
 
 import io
 import json
@@ -32,18 +32,18 @@ def find_weights(
     """Return the weight file of a checkpoint, or None without a checkpoint.
 
     Args:
-        checkpoint: a file, or a folder that holds one of `names`; a pin (`#sha256=HEX`) is ignored.
-        hint: what to do, for messages.
+        checkpoint: a file, or a folder that has one of `names`; a pin (`#sha256=HEX`) is ignored.
+        hint: advice for error messages.
 
     Raises:
-        FileNotFoundError: there is no such file or folder, or the folder holds none of `names`.
+        FileNotFoundError: no such file or folder, or a folder without any of `names`.
     """
     if checkpoint is None:
         return None
     path = Path(split_pin(checkpoint)[0])
     if not path.exists():
         raise FileNotFoundError(f'No tokenizer at {path}: {hint}')
-    return _find(path, names, hint) if path.is_dir() else path
+    return _find_first(path, names, hint) if path.is_dir() else path
 
 
 def find_sizes(
@@ -53,8 +53,9 @@ def find_sizes(
 
     Args:
         checkpoint: a release folder (``model.yaml`` and ``last.ckpt``, or taming's layout of
-            ``configs/*.yaml`` and ``checkpoints/last.ckpt``), a file, or None.
-        given: those of the sizes that the caller has; needed unless `checkpoint` is a folder.
+            ``configs/model.yaml`` or ``configs/*-project.yaml`` and ``checkpoints/last.ckpt``), a
+            file, or None.
+        given: the sizes, None if unknown; required unless `checkpoint` is a folder.
         target: class that the folder's YAML should name.
 
     Raises:
@@ -65,13 +66,13 @@ def find_sizes(
     folder = None if checkpoint is None else Path(split_pin(checkpoint)[0])
     if folder and folder.is_dir():
         stored = _read_sizes(folder, target)
-        if wrong := [name for name in given if _text(given[name]) != _text(stored[name])]:
+        if wrong := [name for name in given if _as_json(given[name]) != _as_json(stored[name])]:
             raise ValueError(f'{", ".join(wrong)} contradict {folder}: omit these arguments')
         return stored
     find_weights(checkpoint, WEIGHTS, HINT)  # reports a missing file before missing sizes
     if absent := [name for name in SIZES if name not in given]:
         raise ValueError(
-            f'{", ".join(absent)} not given: give {", ".join(SIZES)}, or a checkpoint folder with '
+            f'{", ".join(absent)} not given: pass {", ".join(SIZES)}, or a checkpoint folder with '
             f'a model.yaml (got {checkpoint=})'
         )
     return given
@@ -81,14 +82,14 @@ def write_release(folder: str | os.PathLike, model: nn.Module, sizes: Mapping[st
     """Write a VQGAN as ``model.yaml`` and ``last.ckpt``, each atomically."""
     folder, weights = Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
-    params = json.loads(_text({name: sizes[name] for name in SIZES}))  # plain types for YAML
+    params = json.loads(_as_json({name: sizes[name] for name in SIZES}))  # plain types for YAML
     content = {'model': {'target': model.target, 'params': params}}
     write_atomically(folder / 'model.yaml', yaml.safe_dump(content, sort_keys=False))
     torch.save({'state_dict': {k: v.cpu() for k, v in model.state_dict().items()}}, weights)
     write_atomically(folder / 'last.ckpt', weights.getbuffer())
 
 
-def _find(folder: Path, patterns: Sequence[str], hint: str) -> Path:
+def _find_first(folder: Path, patterns: Sequence[str], hint: str) -> Path:
     """Return the first file of a folder that matches a pattern."""
     for pattern in patterns:
         if files := [file for file in sorted(folder.glob(pattern)) if file.is_file()]:
@@ -97,11 +98,11 @@ def _find(folder: Path, patterns: Sequence[str], hint: str) -> Path:
 
 
 def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
-    file = _find(folder, YAMLS, HINT)
+    file = _find_first(folder, YAMLS, HINT)
     try:
         model = yaml.safe_load(file.read_text())['model']
         sizes = {name: model['params'][name] for name in SIZES}
-        _check_plain(sizes | dict(sizes['ddconfig'], ddconfig=None))
+        _check_sizes(sizes | dict(sizes['ddconfig'], ddconfig=None))
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         names = ', '.join(SIZES)
         raise ValueError(f'{file}: no model.params with {names} ({error!r})') from error
@@ -111,13 +112,13 @@ def _read_sizes(folder: Path, target: str) -> dict[str, Any]:
     return sizes
 
 
-def _check_plain(values: Mapping[str, Any]) -> None:
-    """Raise TypeError for values that are no size: YAML aliases can nest lists without limit."""
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    """Raise TypeError for values that are not sizes: YAML aliases can nest lists without limit."""
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, int | float | str | None) for entry in entries):
             raise TypeError(f'{name} is neither a number nor a list of numbers')
 
 
-def _text(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)  # (1, 2) equals [1, 2]

@@ -89,8 +89,8 @@ class GumbelVQGAN(VQGAN):
 class EMAVQGAN(VQGAN):
     """VQGAN with nearest-neighbor codes, ``taming.models.vqgan.EMAVQ``.
 
-    The logits are minus the squared distances, so the nearest code is the likeliest. The authors'
-    wrapper returns plus the distances, which makes the farthest code the likeliest.
+    The logits are negative squared distances, so the nearest code is the most likely. The authors'
+    wrapper returns positive distances, which makes the farthest code the most likely.
     """
 
     target = 'taming.models.vqgan.EMAVQ'
@@ -98,7 +98,7 @@ class EMAVQGAN(VQGAN):
     def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
         super().__init__(ddconfig, n_embed, embed_dim)
         codes, counts = torch.randn(n_embed, embed_dim), torch.zeros(n_embed)
-        # weight is embed_avg over the smoothed cluster_size; none of them has a gradient.
+        # weight is embed_avg / smoothed cluster_size; none of them has a gradient.
         tensors = dict(weight=codes, cluster_size=counts, embed_avg=codes.clone())
         book = nn.ParameterDict(tensors).requires_grad_(False)
         self.quantize = nn.ModuleDict({'embedding': book})

@@ -23,7 +23,7 @@ class VQKDTokenizer(Tokenizer):
     The logits are cosines, so tau must be small: 0.05 to 0.1 (own choice). With 8192 random
     directions of 32 dims, the entropy of the targets is 9.01 nats at the authors' tau = 4
     (uniform: 9.01), 7.6 at 0.1, 6.5 at 0.07 and 4.9 at 0.05. Position embeddings are resized
-    bicubically for other grids than that of ``img_size``.
+    bicubically for grids other than that of ``img_size``.
 
     Args:
         arch: name or dict as for mmpretrain's ``BEiTViT``.

@@ -1,4 +1,4 @@
-"""Codebook in training: initial codes, usage statistics, dead codes."""
+"""Codebook training: initial codes, usage statistics, dead codes."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from mmengine.dist import all_reduce, broadcast
 from torch import Tensor, nn
 
-USED_SHARE = 0.1  # a code is in use above a tenth of its fair share of the tokens
+USED_SHARE = 0.1  # a code is in use above this fraction of its fair share of the tokens
 
 
 class CodeUsage(nn.Module):
@@ -19,7 +19,7 @@ class CodeUsage(nn.Module):
     def __init__(self, n_embed: int):
         super().__init__()
         self.register_buffer('histogram', torch.zeros(n_embed))  # sums to less than 1 at first
-        self.register_buffer('grace', torch.ones(n_embed))  # remaining share of that span
+        self.register_buffer('grace', torch.ones(n_embed))  # remaining fraction of that span
         self.register_buffer('restarted', torch.zeros((), dtype=torch.long))  # total
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class CodeUsage(nn.Module):
         self.restarted += len(dead)
 
     def logs(self) -> dict[str, Tensor]:
-        """Return the share of codes in use, their perplexity and the number of restarts."""
+        """Return the fraction of codes in use, the perplexity and the number of restarts."""
         return dict(
             codebook_usage=self.in_use().float().mean(),
             perplexity=perplexity(self.histogram),

@@ -15,7 +15,7 @@ from ..vqgan import GumbelVQGAN
 from .codebook import scale_for_entropy
 from .trainer import Quantized, VQGANTrainer
 
-START_ENTROPY = 0.5  # of softmax(logits) right after the codes are placed, as a share of ln V
+START_ENTROPY = 0.5  # of softmax(logits) right after the codes are placed, as a fraction of ln V
 
 
 @MODELS.register_module()
@@ -68,7 +68,7 @@ class GumbelVQGANTrainer(VQGANTrainer):
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, vectors: Tensor) -> None:
-        """Initialize with codes (V, D); logits become minus their scaled squared distances."""
+        """Initialize with codes (V, D); logits become scaled negative squared distances to them."""
         # -|z - e|^2 = 2 z.e - |e|^2 - |z|^2; softmax ignores the last term.
         squared = codes.square().sum(dim=1)
         scale = scale_for_entropy(2 * vectors[-4096:] @ codes.T - squared, START_ENTROPY)

@@ -20,7 +20,7 @@ class ReconstructionMetric(BaseMetric):
 
     - `psnr` (dB, at most 100 per image) and `ssim` (torchmetrics; 11-px Gaussian window of sigma
       1.5), means over images;
-    - `codebook_usage`, share of the codes that occur, and `perplexity` of their histogram, over
+    - `codebook_usage`, fraction of the codes that occur, and `perplexity` of their histogram, over
       the whole set.
     """
 

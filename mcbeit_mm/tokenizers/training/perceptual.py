@@ -17,8 +17,8 @@ VGG = 'https://download.pytorch.org/models/vgg16-397923af.pth'
 class PerceptualLoss(nn.Module):
     """LPIPS v0.1 on VGG16 (torchmetrics' network, with its copy of the LPIPS weights), in fp32.
 
-    Frozen. Nothing is downloaded. The weights stay out of the state dict; the file is read at
-    every start.
+    Frozen. Nothing is downloaded. The weights are not in the state dict: the file is read at every
+    start.
 
     Args:
         vgg_weights: torchvision's VGG16_Weights.IMAGENET1K_V1, pinned or not; the classifier is
@@ -40,7 +40,9 @@ class PerceptualLoss(nn.Module):
         shipped = Path(lpips.__file__).parent / 'lpips_models' / 'vgg.pth'
         state = state_dict_of(read_checkpoint(vgg_weights))
         state |= state_dict_of(read_checkpoint(shipped))
-        self._fill({_plain(name): tensor.float() for name, tensor in state.items()}, vgg_weights)
+        self._to_buffers(
+            {_flat_name(name): tensor.float() for name, tensor in state.items()}, vgg_weights
+        )
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return distances (B,), fp32, of images (B, 3, H, W) in [-1, 1]; gradients reach both.
@@ -50,10 +52,10 @@ class PerceptualLoss(nn.Module):
         with torch.autocast(a.device.type, enabled=False):
             return self.lpips(a.float(), b.float()).flatten()
 
-    def _fill(self, state: dict[str, Tensor], file: str | os.PathLike) -> None:
-        """Replace the parameters by buffers that move along but are not saved."""
+    def _to_buffers(self, state: dict[str, Tensor], file: str | os.PathLike) -> None:
+        """Replace the parameters with buffers, which move with the module but are not saved."""
         for path, parameter in list(self.lpips.named_parameters()):
-            name = _plain(path)
+            name = _flat_name(path)
             if name not in state or state[name].shape != parameter.shape:
                 raise ValueError(
                     f'{file} has no {name} of shape {tuple(parameter.shape)}: get {VGG}'
@@ -63,7 +65,7 @@ class PerceptualLoss(nn.Module):
             self.lpips.get_submodule(module).register_buffer(kind, state[name], persistent=False)
 
 
-def _plain(name: str) -> str:
-    """Return a tensor's name as in torchvision, features.N.*, or LPIPS without nesting, linN.*."""
+def _flat_name(name: str) -> str:
+    """Return a tensor's name in torchvision (features.N.*) or, flattened, in LPIPS (linN.*)."""
     name = re.sub(r'^net\.slice\d\.', 'features.', name)
-    return re.sub(r'^(lin\d)\.model\.[01]\.', r'\1.', name)  # 1 behind a dropout, else 0
+    return re.sub(r'^(lin\d)\.model\.[01]\.', r'\1.', name)  # 1 after a dropout, else 0

@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     """Output of a quantizer for latents (B, D, h, w)."""
 
     latents: Tensor  # (B, D, h, w) for the decoder, with straight-through gradients
-    ids: Tensor  # (B, h, w), the likeliest codes
+    ids: Tensor  # (B, h, w), the most likely codes
     loss: Tensor  # weighted loss of the quantizer
     logs: dict[str, Tensor]
 
@@ -95,7 +95,7 @@ class VQGANTrainer(BaseModel):
         return bool(self.placed)
 
     def progress(self) -> float:
-        """Return the completed share, 0 to 1, of the iterations after the warm-up."""
+        """Return the completed fraction of the iterations after the warm-up."""
         span = self.total_iters - self.warmup_iters
         return min(max((int(self.iteration) - self.warmup_iters) / span, 0.0), 1.0)
 
@@ -127,7 +127,7 @@ class VQGANTrainer(BaseModel):
                 self.usage.update(count_codes(ids, self.vqgan.vocab_size))
             logs = logs | self.usage.logs()
         else:
-            self._keep(latents)
+            self._collect(latents)
             total, logs = _zero(self.vqgan.quantize), {}
         images = self.vqgan.decode_latents(latents)
         rec, rec_logs = self._reconstruction(images.float(), x)
@@ -175,14 +175,14 @@ class VQGANTrainer(BaseModel):
         return adversarial_loss(disc, images, x, rec, last_layer, self.disc_weight)
 
     @torch.no_grad()
-    def _keep(self, latents: Tensor) -> None:
+    def _collect(self, latents: Tensor) -> None:
         """Keep the newest latents, 64 vectors per code, for k-means."""
         self._latents.append(as_vectors(latents))
         while sum(map(len, self._latents[1:])) >= 64 * self.vqgan.vocab_size:
             self._latents.pop(0)
 
     def _can_place(self, latents: Tensor) -> bool:
-        """Whether the warm-up is over and enough latents are kept (a resume may have lost them)."""
+        """Whether the warm-up is over with enough latents collected; resuming may lose them."""
         wanted = min(64 * self.vqgan.vocab_size, self.warmup_iters * latents[:, 0].numel())
         return int(self.iteration) >= self.warmup_iters and sum(map(len, self._latents)) >= wanted
 
