@@ -1,4 +1,4 @@
-"""What the tools do, as functions."""
+"""Python API of the tools."""
 
 import json
 import os
@@ -32,29 +32,29 @@ def evaluate_features(
     bf16: bool = False,
     out: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """k-NN and linear-probe accuracy of the blocks of a pretrained backbone.
+    """Evaluate the blocks of a pretrained backbone by k-NN and linear probing.
 
     Args:
         checkpoint: work dir of a pretraining run, a checkpoint, or 'random' for untrained weights.
         data: folder with train/ and val/, see `folder_datasets`.
-        config: of the model; default: the one in the work dir.
-        random_init: measure untrained weights as well.
+        config: config file of the model; default: the one in the work dir.
+        random_init: also evaluate untrained weights.
         layers: blocks, negative from the end; default: all.
         img_size: pixels after the crop; default: the backbone's.
         device: default: 'cuda' if available, else 'cpu'.
         out: JSON file to write the result to.
 
     Returns:
-        `checkpoint`, `data` (sizes), `k`, and `models`: by 'checkpoint' and 'random init' the
-        result of `evaluate_backbone`.
+        dict with `checkpoint`, `data` (root, sizes), `k`, and `models`, which maps 'checkpoint'
+        and 'random init' to results of `evaluate_backbone`.
     """
     weights = {} if checkpoint == 'random' else {'checkpoint': resume.find_checkpoint(checkpoint)}
     if random_init or not weights:
         weights['random init'] = None
     model = _model_config(checkpoint, config)
-    views, size = model.data_preprocessor, img_size or model.backbone.get('img_size', 224)
-    to_rgb = views.get('to_rgb', False)
-    datasets = folder_datasets(data, size, views.mean, views.std, to_rgb, max_train)
+    norm, size = model.data_preprocessor, img_size or model.backbone.get('img_size', 224)
+    to_rgb = norm.get('to_rgb', False)
+    datasets = folder_datasets(data, size, norm.mean, norm.std, to_rgb, max_train)
     loaders = [ordered_loader(dataset, batch_size, num_workers) for dataset in datasets]
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     models = {}

@@ -161,7 +161,7 @@ class MCBEiTViT(PretrainedMixin, BaseModule):
             mask = mask.flatten(1)
             if mask.shape != x.shape[:2]:
                 raise ValueError(
-                    f'mask {tuple(mask.shape)} does not fit patches {grid} of {x.shape[:2]}'
+                    f'mask {tuple(mask.shape)} does not fit {len(x)} images of {grid} patches'
                 )
             x = torch.where(mask.bool().unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)

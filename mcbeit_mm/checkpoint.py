@@ -24,7 +24,7 @@ def load_weights(
     """Load weights of any known naming into a backbone, or a model that has one.
 
     Position tables and embeddings are resized; a shared table is copied to blocks with their own.
-    Heads are loaded if the model has one of the same shape.
+    A head is loaded if the model has one of the same shape.
 
     Args:
         source: a path for `read_checkpoint`, or the checkpoint itself.

@@ -2,4 +2,4 @@
 
 
 class SetupError(ValueError):
-    """A user's mistake found only when the run starts."""
+    """User error that is detected only when the run starts."""

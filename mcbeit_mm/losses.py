@@ -88,7 +88,9 @@ class MultiChoiceLoss(nn.Module):
                 f'need tau >= 0 (0: hard targets) and tau_affinity > 0, got {tau=} {tau_affinity=}'
             )
         if not 0 <= omega <= 1:
-            raise ValueError(f'omega, the weight of the refined term, must be in [0, 1]: {omega}')
+            raise ValueError(
+                f'omega weights the refined targets and must be in [0, 1], got {omega}'
+            )
         if compiled and not fused:
             raise ValueError('only the fused loss can be compiled: set fused=True')
         self.tau, self.omega = tau, omega

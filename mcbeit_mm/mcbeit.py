@@ -67,7 +67,7 @@ class MCBEiT(BaseSelfSupervisor):
         return self.backbone(inputs[0] if isinstance(inputs, list) else inputs)
 
     def loss(self, inputs: list[Tensor], data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Tokenize the second view, encode the masked first view, compare the masked patches."""
+        """Tokenize the second view, encode the masked first view, predict the masked patches."""
         student_view, tokenizer_view = inputs
         mask = torch.stack([sample.mask for sample in data_samples]).bool()
         self.tokenizer.check_view(tokenizer_view, mask.shape[1:], self.head.multi_choice.tau)

@@ -95,8 +95,8 @@ def _group_table(groups: list[dict], names: list[list[str]]) -> str:
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """Linear warm-up from 0 to the base rate inclusive, then half a cosine towards eta_min_ratio
-    of it.
+    """Linear warm-up from 0 to the base rate inclusive, then half a cosine down to eta_min_ratio
+    times the base rate.
 
     MMEngine's LinearLR cannot start at 0: its factor must be positive. `eta_min_ratio` is relative
     to each group's own rate, so layer decay scales both, as in the authors' code.
