@@ -82,7 +82,7 @@ class Tokenizer(nn.Module):
         return state_dict_of(read_checkpoint(file))
 
     def _load_weights(self, weights: Mapping[str, Tensor], file: Path) -> None:
-        """Load weights; extra entries (losses, discriminator) are skipped, the decoder is optional."""
+        """Load weights, which may have extra entries (losses, discriminator) and no decoder."""
         decoder = tuple(f'{part}.' for part in self.decoder_parts)
         if not any(name.startswith(decoder) for name in weights):
             for part in self.decoder_parts:
