@@ -1,5 +1,5 @@
 """Student view + mask -> patch features: the BEiT vision transformer, for pretraining,
-classification, segmentation.
+classification and segmentation.
 
 Built from timm's BEiT blocks; parameter names are those of the official BEiT and mc-BEiT
 checkpoints.

@@ -188,7 +188,7 @@ def _four_blocks(blocks: Sequence[int] | None, num_layers: int) -> tuple[int, ..
     increasing = all(a < b for a, b in zip((-1, *blocks), blocks, strict=False))
     if len(blocks) != 4 or not increasing or blocks[-1] != num_layers - 1:
         raise ValueError(
-            f'global_blocks is {blocks}, expected four increasing indices, the last being '
-            f'{num_layers - 1}, the last block'
+            f'global_blocks is {blocks}, expected four increasing indices that end with the last '
+            f'block, {num_layers - 1}'
         )
     return blocks

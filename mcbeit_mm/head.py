@@ -50,7 +50,7 @@ class MCBEiTHead(BaseModule):
     def loss(self, feats: Tensor, token_logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return loss and metrics of feats (B, L, D), logits (B, V, h, w) and mask (B, L).
 
-        Their means over the ranks are those of the whole batch; a log shows rank 0's values.
+        Averaged over the ranks they are means of the whole batch; logs show rank 0's values.
         """
         layer, count = self.lm_head, patches_per_rank(mask, feats.device)
         return self.multi_choice.terms(feats, layer.weight, layer.bias, token_logits, mask, count)

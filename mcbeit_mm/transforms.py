@@ -128,7 +128,7 @@ class BlockMask(PatchMask):
         num_masked: maximum number of masked patches; the authors mask 75 of 196.
         min_block: lower bound of a block's area before rounding, in patches.
         min_aspect: aspect ratios are log-uniform in [min_aspect, 1 / min_aspect].
-        attempts: tries to place one block.
+        attempts: maximum number of tries per block.
     """
 
     def __init__(

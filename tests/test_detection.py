@@ -287,7 +287,7 @@ def test_pretrained_weights_through_load_state_dict():
         (dict(global_blocks=(0, 2, 5)), 'four increasing indices'),
         (dict(global_blocks=(0, 3, 2, 5)), 'four increasing indices'),
         (dict(global_blocks=(-1, 2, 3, 5)), 'four increasing indices'),
-        (dict(global_blocks=(0, 1, 2, 3)), 'the last being 5'),
+        (dict(global_blocks=(0, 1, 2, 3)), 'the last block, 5'),
         (dict(rel_pos='none'), "rel_pos is 'none'"),
     ],
 )

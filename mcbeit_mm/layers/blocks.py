@@ -92,8 +92,8 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
 def allow_recompiles(model_cfg: Mapping) -> None:
     """Raise torch.compile's process-wide recompile limit if the backbone has `compile_blocks`.
 
-    Drop path rates specialize the code of each block, so all blocks count towards one limit; beyond
-    it, torch runs them uncompiled.
+    Drop path rates specialize the code of each block, and all blocks share one limit, beyond which
+    torch runs them uncompiled.
     """
     backbone = model_cfg.get('backbone') or {}
     if backbone.get('compile_blocks'):

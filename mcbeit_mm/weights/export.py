@@ -18,7 +18,7 @@ from .names import BLOCK_TABLE, SHARED_TABLE, convert, num_blocks, to_official
 from .positions import embedding_grid, table_grid
 from .reading import read_checkpoint, state_dict_of
 
-HEAD_DIMS = 64  # of every BEiT; for weights without tables, which have one column per head
+HEAD_DIMS = 64  # in every BEiT; for weights without tables (a table has one column per head)
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 
 

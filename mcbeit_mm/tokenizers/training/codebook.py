@@ -13,7 +13,7 @@ class CodeUsage(nn.Module):
     """Moving average of the histogram of codes over all ranks, kept in the state dict.
 
     It spans 50 iterations, or as many as an evenly used code needs to be picked 50 times, so that
-    chance alone leaves no code out. New and restarted codes cannot be dead within that span.
+    no code is out of use by chance. New and restarted codes cannot be dead within that span.
     """
 
     def __init__(self, n_embed: int):

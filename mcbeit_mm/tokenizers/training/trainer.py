@@ -37,8 +37,8 @@ class VQGANTrainer(BaseModel):
     Subclasses set `network` and implement
 
     - `quantize(latents)`: quantize fp32 latents (B, D, h, w) as `Quantized`, autocast disabled;
-    - `place_codes(codes, vectors)`: initialize with codes (V, D), equal on all ranks, found by
-      k-means over vectors (N, D), this rank's;
+    - `place_codes(codes, vectors)`: initialize with the k-means centers `codes` (V, D), equal on
+      all ranks; `vectors` (N, D) are the latents of this rank;
     - `restart_codes(ids, codes)`: move the codes `ids` (K,) to `codes` (K, D), equal on all ranks.
 
     Args:
