@@ -194,17 +194,17 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _pointwise(
-    logits: Tensor, own: Tensor, mixed: Tensor | None, omega: float
+    logits: Tensor, probs: Tensor, mixed: Tensor | None, omega: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, entropy and hit per patch (3, b, m), <t, l> (b, m, 1) and softmax(l) - t (b, m, V)."""
-    targets = own if mixed is None else torch.add((1 - omega) * own, mixed, alpha=omega)
+    targets = probs if mixed is None else torch.add((1 - omega) * probs, mixed, alpha=omega)
     log_sum = logits.logsumexp(-1, keepdim=True)
     inner = (targets * logits).sum(-1, keepdim=True)
     # xlogy is three times slower on a CPU.
     logs = targets.clamp_min(torch.finfo(targets.dtype).tiny).log()
     entropy = -(targets * logs).sum(-1, keepdim=True)
     # argmax is eight times slower on a CPU than two calls of amax.
-    best = own == own.amax(-1, keepdim=True)
+    best = probs == probs.amax(-1, keepdim=True)
     guess = logits.masked_fill(~best, -torch.inf).amax(-1, keepdim=True)
     hits = (guess == logits.amax(-1, keepdim=True)).to(logits.dtype)
     sums = torch.stack((log_sum - inner, entropy, hits)).squeeze(-1)

@@ -144,7 +144,7 @@ class DALLETokenizer(Tokenizer):
         return {'vocab_size': vocab_size, 'stride': cls.stride}
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:
-        """Return the weights of a file; with encoder.pkl also those of decoder.pkl beside it."""
+        """Return the weights of a file; with encoder.pkl also those of decoder.pkl next to it."""
         weights = _prefixed(super().read_weights(file), 'encoder.')
         decoder = file.with_name('decoder.pkl')
         if file.name == 'encoder.pkl' and decoder.is_file():

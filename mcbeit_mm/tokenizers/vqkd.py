@@ -20,7 +20,7 @@ COUNTERS = ('quantize.cluster_size', 'quantize.embedding.initted')  # optional, 
 class VQKDTokenizer(Tokenizer):
     """Frozen VQ-KD encoder (BEiT v2, arXiv 2208.06366), mmpretrain's ``VQKD``, with soft logits.
 
-    The logits are cosines, so tau must be small: 0.05 to 0.1 (own choice). With 8192 random
+    The logits are cosines, so tau must be small: 0.05 to 0.1 (our choice). With 8192 random
     directions of 32 dims, the entropy of the targets is 9.01 nats at the authors' tau = 4
     (uniform: 9.01), 7.6 at 0.1, 6.5 at 0.07 and 4.9 at 0.05. Position embeddings are resized
     bicubically for grids other than that of ``img_size``.

@@ -91,6 +91,7 @@ def _load_pretrained(
     source_grid: Grid | None = None,
     map_location: str | None = None,
 ) -> None:
+    """Load by the items of an `init_cfg`, of which `type` and `map_location` have no effect."""
     try:
         state = state_dict_of(read_checkpoint(checkpoint))
         if prefix:
