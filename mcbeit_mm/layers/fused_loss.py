@@ -177,8 +177,8 @@ def _chunk(
         upstream = [rows_grad.to(exact)]
         if parts[-1] is not parts[0] and parts[-1].requires_grad:
             # <t, l> cancels in the affinity's softmax; subtracting it reduces rounding.
-            similarity = _product(logits - inner, probs.transpose(1, 2), mix)
-            upstream.append(places.only_masked(similarity.mul_(-plan.omega)))
+            affinity_grad = _product(logits - inner, probs.transpose(1, 2), mix).mul_(-plan.omega)
+            upstream.append(places.only_masked(affinity_grad))
         outputs = parts[: len(upstream)]
         (grads[0][images],) = torch.autograd.grad(outputs, feats, upstream)
     if places.valid is not None:
