@@ -11,7 +11,7 @@ from . import mmcv_ops
 mmcv_ops.install()  # before anything imports mmcv.ops
 
 # ruff: noqa: E402, F401
-from . import backbone, detection, head, losses, mcbeit, optim, tokenizers, transforms
+from . import backbone, checkpoint, detection, head, losses, mcbeit, optim, tokenizers, transforms
 from .cached_targets import crops, tokenizer
 from .datasets import images, photo_folder, shards
 from .engine import hooks, loops, sharding

@@ -52,7 +52,10 @@ def evaluate_features(
     if random_init or not weights:
         weights['random init'] = None
     model = _model_config(checkpoint, config)
-    norm, size = model.data_preprocessor, img_size or model.backbone.get('img_size', 224)
+    norm = model.get('data_preprocessor') or {}
+    if not {'mean', 'std'} <= set(norm):
+        raise ValueError('the config has no model.data_preprocessor with mean and std')
+    size = img_size or model.backbone.get('img_size', 224)
     to_rgb = norm.get('to_rgb', False)
     datasets = folder_datasets(data, size, norm.mean, norm.std, to_rgb, max_train)
     loaders = [ordered_loader(dataset, batch_size, num_workers) for dataset in datasets]
@@ -70,9 +73,10 @@ def evaluate_features(
 
 
 def _model_config(checkpoint: str | os.PathLike, config: str | os.PathLike | None) -> ConfigDict:
-    if not config and not Path(checkpoint).is_dir():
+    folder = Path(checkpoint).expanduser()
+    if not config and not folder.is_dir():
         raise ValueError(f'{str(checkpoint)!r} needs a config (--config): only a work dir has one')
-    model = launch.load_config(str(config or newest(Path(checkpoint), '*.py'))).model
+    model = launch.load_config(str(config or newest(folder, '*.py'))).model
     kind = model.get('backbone', {}).get('type')
     if kind != 'MCBEiTViT':
         raise ValueError(

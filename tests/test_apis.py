@@ -124,6 +124,19 @@ def test_other_models_are_refused(tmp_path, folder):
         (tmp_path / f'{name}.py').write_text(f'model = dict({model})')
         with pytest.raises(ValueError, match=f'expected a model .*got {messages[name]}'):
             evaluate_features('random', data=folder, config=tmp_path / f'{name}.py')
+    no_statistics = "type='MCBEiT', backbone=dict(type='MCBEiTViT')"
+    (tmp_path / 'bare.py').write_text(f'model = dict({no_statistics})')
+    with pytest.raises(ValueError, match='no model.data_preprocessor'):
+        evaluate_features('random', data=folder, config=tmp_path / 'bare.py')
+
+
+def test_a_work_dir_below_home(tmp_path, folder, config, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    make_checkpoint(tmp_path / 'run/epoch_1.pth', config)
+    (tmp_path / 'run/run.py').write_text(CONFIG)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    result = evaluate_features('~/run', data=folder, layers=[-1], **QUICK)
+    assert list(result['models']['checkpoint']['blocks']) == [1]
 
 
 def test_a_bare_backbone_of_other_names_is_measured(tmp_path, config):

@@ -30,6 +30,8 @@ def damage(path: str | os.PathLike) -> str | None:
                 return None
         if start == LOCAL_HEADER or zipfile.is_zipfile(path):
             return _damage_of_zip(path)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes make the parsers raise almost anything
         return reason(error)
     return None if start.startswith(PICKLE) else f'not a checkpoint: it starts with {start!r}'

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base import Tokenizer, embed_tokens
+from .release import find_weights
 
 EPS = 0.1  # logit_laplace_eps of dall_e/utils.py: images are in [EPS, 1 - EPS]
 GROUPS = 4  # group_count of dall_e/encoder.py; the resolution changes between them
@@ -139,8 +140,11 @@ class DALLETokenizer(Tokenizer):
         self.load(checkpoint)
 
     @classmethod
-    def geometry(cls, vocab_size: int = 8192, **others: Any) -> dict[str, int]:
-        """Return vocab_size and stride for constructor arguments without reading weights."""
+    def geometry(
+        cls, vocab_size: int = 8192, checkpoint: str | os.PathLike | None = None, **others: Any
+    ) -> dict[str, int]:
+        """Return vocab_size and stride for constructor arguments; looks for the weights only."""
+        find_weights(checkpoint, cls.weight_names, cls.hint)
         return {'vocab_size': vocab_size, 'stride': cls.stride}
 
     def read_weights(self, file: Path) -> dict[str, Tensor]:

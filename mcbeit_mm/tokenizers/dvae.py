@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base import Tokenizer, embed_tokens
+from .release import find_weights
 
 
 class ResBlock(nn.Module):
@@ -71,8 +72,15 @@ class DiscreteVAETokenizer(Tokenizer):
         self.load(checkpoint)
 
     @classmethod
-    def geometry(cls, num_tokens: int = 8192, num_layers: int = 3, **others: Any) -> dict[str, int]:
-        """Return vocab_size and stride for constructor arguments without reading weights."""
+    def geometry(
+        cls,
+        num_tokens: int = 8192,
+        num_layers: int = 3,
+        checkpoint: str | os.PathLike | None = None,
+        **others: Any,
+    ) -> dict[str, int]:
+        """Return vocab_size and stride for constructor arguments; looks for the weights only."""
+        find_weights(checkpoint, cls.weight_names, cls.hint)
         return {'vocab_size': num_tokens, 'stride': 2**num_layers}
 
     def encode(self, x: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ class VQGAN(nn.Module):
         super().__init__()
         try:
             config = DDConfig(**ddconfig)
+            self.encoder = Encoder(config)
+            self.decoder = Decoder(config)
         except TypeError as error:
             raise ValueError(f'Invalid ddconfig {dict(ddconfig)}: {error}') from error
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.vocab_size = n_embed

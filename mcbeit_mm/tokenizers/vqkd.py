@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..weights.names import DIALECTS, to_official
 from .base import Tokenizer
+from .release import find_weights
 
 COUNTERS = ('quantize.cluster_size', 'quantize.embedding.initted')  # optional, used in training
 
@@ -62,8 +63,15 @@ class VQKDTokenizer(Tokenizer):
         self.load(checkpoint)
 
     @classmethod
-    def geometry(cls, n_embed: int = 8192, patch_size: int = 16, **others: Any) -> dict[str, int]:
-        """Return vocab_size and stride for constructor arguments without reading weights."""
+    def geometry(
+        cls,
+        n_embed: int = 8192,
+        patch_size: int = 16,
+        checkpoint: str | os.PathLike | None = None,
+        **others: Any,
+    ) -> dict[str, int]:
+        """Return vocab_size and stride for constructor arguments; looks for the weights only."""
+        find_weights(checkpoint, cls.weight_names, cls.hint)
         return {'vocab_size': n_embed, 'stride': patch_size}
 
     @property
@@ -88,6 +96,13 @@ class VQKDTokenizer(Tokenizer):
         """Return the tensors of a public file under the names of mmpretrain's class."""
         weights, own = _to_mmpretrain(super().read_weights(file)), self.vqkd.state_dict()
         weights = {name: own[name] for name in COUNTERS} | weights
+        codes = weights.get('quantize.embedding.weight', self.codebook)
+        low, high = codes.float().norm(dim=1).aminmax()
+        if codes is not self.codebook and not 0.99 < low <= high < 1.01:  # NaN is neither
+            raise ValueError(
+                f'{file}: codes have lengths from {low:.3g} to {high:.3g}, expected 1, as '
+                'in a trained VQ-KD'
+            )
         return {f'vqkd.{name}': tensor for name, tensor in weights.items()}
 
 

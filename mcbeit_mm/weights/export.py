@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..fileio.pins import split_pin
+from ..layers.blocks import check_choice
 from ..layers.rel_pos import NUM_CLS_ROWS
 from .names import BLOCK_TABLE, SHARED_TABLE, convert, num_blocks, to_official
 from .positions import embedding_grid, table_grid
 from .reading import read_checkpoint, state_dict_of
 
 HEAD_DIMS = 64  # in every BEiT; for weights without tables (a table has one column per head)
+TARGETS = ('mcbeit', 'timm', 'hf')
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 
 
@@ -40,6 +42,7 @@ def convert_file(
         FileNotFoundError: no such file.
         ValueError: unreadable or unknown weights, wrong labels, or an unsuitable destination.
     """
+    check_choice('to', to, TARGETS)
     source, dst = Path(split_pin(src)[0]), Path(dst)
     if dst.resolve() in (source.resolve(), source.resolve().parent if to == 'hf' else None):
         raise ValueError(f'{dst} is the source itself: choose another destination')
@@ -74,6 +77,7 @@ def write(
     Raises:
         ValueError: no vision transformer, or another number of classes than `labels`.
     """
+    check_choice('to', to, TARGETS)
     official = to_official(state)
     if official.dialect is None:
         raise ValueError(f'no vision transformer among the names {list(state)[:5]}, ...')

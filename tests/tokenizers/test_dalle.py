@@ -176,6 +176,8 @@ def test_missing_files(tmp_path):
         DALLETokenizer(checkpoint=tmp_path)
     with pytest.raises(FileNotFoundError, match='No tokenizer at .*nowhere: download'):
         DALLETokenizer(checkpoint=tmp_path / 'nowhere')
+    with pytest.raises(FileNotFoundError, match='No tokenizer at .*nowhere'):
+        DALLETokenizer.geometry(checkpoint=tmp_path / 'nowhere')
 
 
 def test_weights_that_do_not_fit(dalle, sizes, released):

@@ -95,3 +95,5 @@ def test_missing_files(tmp_path):
     for path, got in ((tmp_path, 'has no pytorch_model.bin'), (tmp_path / 'nowhere', 'nowhere')):
         with pytest.raises(FileNotFoundError, match=f'{got}.*: expected pytorch_model.bin'):
             DiscreteVAETokenizer(checkpoint=path)
+        with pytest.raises(FileNotFoundError, match=got):
+            DiscreteVAETokenizer.geometry(checkpoint=path)

@@ -59,6 +59,8 @@ def test_invalid_ddconfig():
     missing = {k: v for k, v in TINY_VQGAN['ddconfig'].items() if k != 'z_channels'}
     with pytest.raises(ValueError, match='Invalid ddconfig.*z_channels'):
         GumbelVQGANTokenizer(missing, 16, 4)
+    with pytest.raises(ValueError, match='Invalid ddconfig'):
+        GumbelVQGANTokenizer(TINY_VQGAN['ddconfig'] | dict(ch='8'), 16, 4)
 
 
 def test_geometry_of_a_release_reads_no_weights(released):

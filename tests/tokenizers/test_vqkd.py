@@ -129,8 +129,16 @@ def test_wrong_files_name_what_is_wrong(tmp_path):
     torch.save({'model': missing}, file)
     with pytest.raises(ValueError, match='Missing key.*encoder.layers.1.attn.q_bias'):
         VQKDTokenizer(**TINY, checkpoint=file)
-    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        VQKDTokenizer(**TINY, checkpoint=tmp_path / 'nowhere.pth')
+    for codes, message in (
+        (torch.zeros(24, 4), 'from 0 to 0'),
+        (torch.full((24, 4), torch.nan), 'nan'),
+    ):
+        torch.save({'model': weights | {'quantize.embedding.weight': codes}}, file)
+        with pytest.raises(ValueError, match=f'codes have lengths .*{message}'):
+            VQKDTokenizer(**TINY, checkpoint=file)
+    for build in (VQKDTokenizer, VQKDTokenizer.geometry):
+        with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+            build(**TINY, checkpoint=tmp_path / 'nowhere.pth')
 
 
 def test_it_cannot_decode():

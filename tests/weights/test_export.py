@@ -85,6 +85,7 @@ def test_wrong_label_orders(tmp_path, lines, message):
         ('', 'hf', 'source itself'),
         ('folder', 'timm', r'a .pth or .safetensors file'),
         ('x.safetensors', 'hf', 'a folder'),
+        ('x.pth', 'tim', "to is 'tim', expected one of"),
     ],
 )
 def test_wrong_destinations(tmp_path, dst, to, message):

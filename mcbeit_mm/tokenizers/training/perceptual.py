@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...fileio.pins import split_pin
 from ...weights.reading import read_checkpoint, state_dict_of
 
 VGG = 'https://download.pytorch.org/models/vgg16-397923af.pth'
@@ -31,6 +32,10 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, vgg_weights: str | os.PathLike):
         super().__init__()
+        if not Path(split_pin(vgg_weights)[0]).exists():
+            raise FileNotFoundError(
+                f'no file {vgg_weights}: download {VGG} yourself, nothing is downloaded here'
+            )
         from torchmetrics.functional.image import lpips  # slow to import
 
         with torch.device('meta'):  # no random weights; pnet_rand keeps torchvision offline

@@ -75,6 +75,10 @@ class VQGANTrainer(BaseModel):
             raise ValueError(
                 f'Expected 0 <= warmup_iters < total_iters, got {warmup_iters=} {total_iters=}'
             )
+        if discriminator and not 0 <= disc_start < total_iters:
+            raise ValueError(
+                f'Expected 0 <= disc_start < total_iters, got {disc_start=} {total_iters=}'
+            )
         self.sizes = dict(ddconfig=dict(ddconfig), n_embed=n_embed, embed_dim=embed_dim)
         self.vqgan = self.network(**self.sizes)
         self.warmup_iters, self.total_iters = warmup_iters, total_iters

@@ -143,7 +143,7 @@ def test_smallest_image(loss):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'none\.pth'):
+    with pytest.raises(FileNotFoundError, match=r'none\.pth: download https'):
         PerceptualLoss(tmp_path / 'none.pth')
 
 

@@ -35,6 +35,10 @@ def gradients(model):
     [
         (dict(warmup_iters=100), 'warmup_iters=100'),
         (dict(warmup_iters=-1), 'warmup_iters=-1'),
+        (
+            dict(warmup_iters=0, discriminator=dict(type='PatchDiscriminator'), disc_start=100),
+            'disc_start=100',
+        ),
     ],
 )
 def test_bad_arguments(kwargs, message):
