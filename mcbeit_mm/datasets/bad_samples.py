@@ -33,7 +33,7 @@ OUTAGES = (
 )  # fmt: skip
 # With half of all samples bad, this many in a row are bad with probability 2^-100.
 CANDIDATES = 100
-# At the default share, 10 bad samples are expected among 1,000; a share of fewer says little.
+# The default share allows 10 bad samples in 1,000; a share of fewer samples is too noisy.
 MIN_COUNT = 10
 
 
@@ -155,7 +155,7 @@ class BadSamples:
                 # One write per line: lines of other processes cannot interleave.
                 file.write((json.dumps(entry) + '\n').encode())
         except OSError as failure:  # a full disk is no reason to stop for one bad image
-            warnings.warn(f'{entry} is not in {self.report}: {failure}', stacklevel=2)
+            warnings.warn(f'could not add {entry} to {self.report}: {failure}', stacklevel=2)
 
     def _first(self) -> str:
         if not (entries := self.entries()):

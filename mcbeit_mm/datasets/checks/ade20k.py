@@ -101,7 +101,7 @@ def _pair(split: str, names: list[str], masks: Path, report: Report) -> dict[str
     report.error('image without a mask', [f'{split}/{x}' for x in names if x not in mask_of])
     report.error('file without an image among the masks', [f'{split}/{x}' for x in unpaired])
     report.note(
-        'image that is no .jpg: the ADE20K data set leaves it out, set img_suffix',
+        'image other than .jpg: ADE20KDataset skips it unless img_suffix is set',
         [f'{split}/{x}' for x in names if not x.endswith('.jpg')],
     )
     return mask_of
