@@ -53,8 +53,8 @@ class SafeCheckpointHook(CheckpointHook):
     `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`).
 
     Raises:
-        SetupError: the disk is full, which names the last good checkpoint; or `out_dir` is not a
-            local folder.
+        SetupError: the disk is full (the message names the last good checkpoint), or `out_dir` is
+            not a local folder.
     """
 
     _rank_states: list | None = None  # to be saved, or loaded and to be restored
@@ -83,7 +83,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint['rank_states'] = self._rank_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep `rank_states` until the run is set up; adapt the position to the batch size.
+        """Keep `rank_states` until training starts; adapt the position to the batch size.
 
         Accumulated gradients of another batch size are dropped.
         """
