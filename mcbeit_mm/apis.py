@@ -32,12 +32,12 @@ def evaluate_features(
     bf16: bool = False,
     out: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """k-NN and linear-probe accuracy of the blocks of a pretrained backbone.
+    """Measure k-NN and linear-probe accuracy of the blocks of a pretrained backbone.
 
     Args:
         checkpoint: work dir of a pretraining run, a checkpoint, or 'random' for untrained weights.
         data: folder with train/ and val/, see `folder_datasets`.
-        config: of the model; default: the one in the work dir.
+        config: config of the model; default: the one in the work dir.
         random_init: measure untrained weights as well.
         layers: blocks, negative from the end; default: all.
         img_size: pixels after the crop; default: the backbone's.
@@ -45,8 +45,8 @@ def evaluate_features(
         out: JSON file to write the result to.
 
     Returns:
-        `checkpoint`, `data` (sizes), `k`, and `models`: by 'checkpoint' and 'random init' the
-        result of `evaluate_backbone`.
+        `checkpoint`, `data` (root and sizes), `k`, and `models`, which maps 'checkpoint' and
+        'random init' to results of `evaluate_backbone`.
     """
     weights = {} if checkpoint == 'random' else {'checkpoint': resume.find_checkpoint(checkpoint)}
     if random_init or not weights:

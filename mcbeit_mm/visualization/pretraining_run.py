@@ -1,4 +1,4 @@
-"""Work dir of a pretraining run -> its model and images."""
+"""Load the model and images of a pretraining run from its work dir."""
 
 import copy
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:
-    """Folder of the pictures: `root` or the config's training images, rather their val/ if any."""
+    """Return the image folder: `root` or the config's training images, preferably their val/."""
     folder = root
     if folder is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
@@ -82,7 +82,7 @@ def image_folder(cfg: Config, root: Path | None = None) -> Path:
 def load_batches(
     run: PretrainingRun, folder: Path, num_images: int
 ) -> list[tuple[list[Tensor], Tensor]]:
-    """Batches (inputs, masks) of a fixed random choice of images, with the run's own masks."""
+    """Load batches (inputs, masks) of a fixed random choice of images, with the run's own masks."""
     pipeline = []
     for step in innermost_dataset(run.cfg.train_dataloader.dataset)['pipeline']:
         if step['type'] == 'TwoViewRandomResizedCrop':  # the largest centered square
