@@ -2,8 +2,8 @@
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 
-Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools; their output is
-in OUT/STAGE.log.
+Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools; their output
+is in OUT/STAGE.log.
 """
 
 import argparse
