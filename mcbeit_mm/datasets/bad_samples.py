@@ -95,8 +95,8 @@ class BadSamples:
             f'neither sample {index} nor any of its replacements could be read. {self._first()}'
         )
 
-    def note(self, index: int, candidate: int, path: str | None, error: Exception) -> None:
-        """Count and list a candidate for `index` that could not be read.
+    def note(self, candidate: int, path: str | None, error: Exception) -> None:
+        """Count and list a candidate that could not be read.
 
         Raises:
             Exception: `error` itself, if the program or the machine caused it.

@@ -63,7 +63,7 @@ class SeededDataset(Dataset):
             try:
                 return self.dataset[candidate]
             except Exception as error:  # BadSamplesHook ends the run if there are too many
-                self.bad_samples.note(index, candidate, self._path(candidate), error)
+                self.bad_samples.note(candidate, self._path(candidate), error)
 
     def reseed(self, seed: int) -> None:
         """Change the seed, before workers start."""
