@@ -1,4 +1,4 @@
-"""Check train/ and val/ with a folder per class, or lists of "path label"; write such lists."""
+"""Check train/ and val/ with a folder per class, or with lists of "path label"; write lists."""
 
 import re
 from pathlib import Path
@@ -104,7 +104,7 @@ def _check_folders(folder: Path, images: list[str], report: Report) -> None:
         report.error(
             f'{split}/ holds {len(flat)} images and no class folders. Move each image into the '
             f'folder of its class, named as in train/ (ILSVRC2012: by the validation ground truth '
-            f'of the development kit), or give a list of "path label" lines (--{split}-list)'
+            f'of the development kit), or pass a list of "path label" lines (--{split}-list)'
         )
     elif flat:
         report.note(f'image outside the class folders of {split}/: skipped', flat)

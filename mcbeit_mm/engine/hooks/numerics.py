@@ -136,14 +136,14 @@ class NumericsHook(Hook):
             )
 
     def _write(self, kind: str, batches: list[dict[str, Any]]) -> str:
-        """Append a line on these batches; return their first images as text."""
+        """Append a line on these batches; return their first images, or 'unknown'."""
         images = [path for batch in batches for path in batch['images']]
         losses = [{k: _number(v) for k, v in batch['losses'].items()} for batch in batches]
         entry = dict(kind=kind, iter=batches[-1]['iter'], losses=losses, images=images)
         with self._file.open('a') as file:
             file.write(json.dumps(entry) + '\n')
         rest = f' and {len(images) - SHOWN} more' if len(images) > SHOWN else ''
-        return ', '.join(images[:SHOWN]) + rest
+        return ', '.join(images[:SHOWN]) + rest or 'unknown'
 
 
 @torch.no_grad()
