@@ -32,21 +32,21 @@ def evaluate_features(
     bf16: bool = False,
     out: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the blocks of a pretrained backbone by k-NN and linear probing.
+    """Measure k-NN and linear-probe accuracy of the blocks of a pretrained backbone.
 
     Args:
         checkpoint: work dir of a pretraining run, a checkpoint, or 'random' for untrained weights.
         data: folder with train/ and val/, see `folder_datasets`.
-        config: config file of the model; default: the one in the work dir.
-        random_init: also evaluate untrained weights.
+        config: config of the model; default: the one in the work dir.
+        random_init: measure untrained weights as well.
         layers: blocks, negative from the end; default: all.
         img_size: pixels after the crop; default: the backbone's.
         device: default: 'cuda' if available, else 'cpu'.
         out: JSON file to write the result to.
 
     Returns:
-        dict with `checkpoint`, `data` (root, sizes), `k`, and `models`, which maps 'checkpoint'
-        and 'random init' to results of `evaluate_backbone`.
+        `checkpoint`, `data` (root and sizes), `k`, and `models`, which maps 'checkpoint' and
+        'random init' to results of `evaluate_backbone`.
     """
     weights = {} if checkpoint == 'random' else {'checkpoint': resume.find_checkpoint(checkpoint)}
     if random_init or not weights:

@@ -12,12 +12,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='pretraining config')
     parser.add_argument('out', type=Path, help='new or empty folder')
     parser.add_argument('--k', type=int, help='codes kept per token; default all')
-    parser.add_argument('--crops', type=int, default=1, help='per image; default 1')
-    parser.add_argument('--seed', type=int, default=0, help='of the crops; default 0')
+    parser.add_argument('--crops', type=int, default=1, help='crops per image; default 1')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the crops; default 0')
     parser.add_argument('--batch-size', type=int, default=16, help='images per batch; default 16')
     parser.add_argument('--workers', type=int, default=2, help='reader processes; default 2')
     parser.add_argument('--device', help='default: cuda if available')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config values'
+    )
     return parser.parse_args()
 
 

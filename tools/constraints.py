@@ -1,7 +1,7 @@
-"""Print constraints.txt, with the torch and torchvision of this environment pinned if it has them.
+"""Print constraints.txt, pinning the torch and torchvision of this environment if it has them.
 
-So pip cannot replace a CUDA build that the user chose. Exit status 1, with a remedy, if the two
-are too old or do not work together.
+This keeps pip from replacing a CUDA build that the user chose. Exit status 1, with a remedy, if the
+two are too old or do not work together.
 """
 
 from __future__ import annotations

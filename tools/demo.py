@@ -2,8 +2,8 @@
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 
-Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools as one would by
-hand; their output is in OUT/STAGE.log.
+Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools; their output
+is in OUT/STAGE.log.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PROGRESS = re.compile(r'(Epoch|Iter)\((train|val)\).*')  # in MMEngine's log
 
 
 def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
-    """bf16 where the hardware multiplies it (a GPU, or a CPU with AMX), else fp32."""
+    """Return bf16 where the hardware supports it (a GPU, or a CPU with AMX), else fp32."""
     import torch
 
     fast = torch.cuda.is_available() or (cpu.is_file() and 'amx_bf16' in cpu.read_text())
@@ -39,7 +39,7 @@ def precision(cpu: Path = Path('/proc/cpuinfo')) -> str:
 
 
 def commands(out: Path, data: Path, precision: str) -> dict[str, dict[str, list]]:
-    """Words of the commands by stage and label; those of a stage run side by side."""
+    """Return the commands by stage and label; those of a stage run side by side."""
 
     def train(config: str, run: str, *options: str) -> list:
         config = ROOT / f'configs/demo/{config}_demo.py'
@@ -67,7 +67,7 @@ def commands(out: Path, data: Path, precision: str) -> dict[str, dict[str, list]
 
 
 def environment(stage: str, out: Path, data: Path) -> dict[str, str]:
-    """Variables of a stage's configs."""
+    """Return the environment variables of a stage."""
     return dict(
         MCBEIT_DATA=f'{data}/{stage if stage in TASKS else "classification"}',
         MCBEIT_TOKENIZER=f'{out}/tokenizer/tokenizer',
@@ -79,7 +79,7 @@ def environment(stage: str, out: Path, data: Path) -> dict[str, str]:
 
 def run(stage: str, commands: dict[str, list], env: dict[str, str], out: Path) -> None:
     """Run commands side by side, sharing the cores; SystemExit at the first that fails."""
-    if len(commands) > 1:  # more threads than cores would wait for each other
+    if len(commands) > 1:  # do not oversubscribe the cores
         env = env | dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // len(commands))))
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     jobs, logs = [], {}

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 
-def layers_of(text: str) -> list[int] | None:
+def parse_layers(text: str) -> list[int] | None:
     if text in ('all', 'last'):
         return None if text == 'all' else [-1]
     return [int(text)]
@@ -33,10 +33,10 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         '--layer',
-        type=layers_of,
+        type=parse_layers,
         dest='layers',
         metavar='all|last|INT',
-        help='blocks from 0; default: all',
+        help='block to measure, from 0; default: all',
     )
     add('--random-init', action='store_true', help='measure the untrained architecture as well')
     add('--img-size', type=int, help="pixels after the crop; default: the backbone's")

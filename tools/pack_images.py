@@ -14,11 +14,18 @@ def parse_args() -> argparse.Namespace:
     add('folder', type=Path, help='images, or with --index uncompressed tar files')
     add('out', type=Path, nargs='?', help='missing or empty folder')
     add('--index', action='store_true', help='only index the tar files of FOLDER')
-    size = dict(type=int, default=1024, metavar='MIB')
-    add('--shard-size', **size, help='size of a tar file (%(default)s)')
+    add(
+        '--shard-size',
+        type=int,
+        default=1024,
+        metavar='MIB',
+        help='size of a tar file (%(default)s)',
+    )
     args = parser.parse_args()
     if args.index == (args.out is not None):
-        parser.error('give OUT, or --index without OUT')
+        parser.error('pass OUT, or --index without OUT')
+    if args.shard_size < 1:
+        parser.error('--shard-size must be 1 or more')
     return args
 
 

@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     add('root', metavar='ROOT', help='folder of the data set')
     add('--fast', action='store_true', help='layout and file headers only; default: decode all')
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: %(default)s)')
-    add('--out', metavar='FILE', help='write every problem to this file')
+    add('--out', metavar='FILE', help='list every problem in this file')
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     layouts = parser.add_subparsers(dest='layout', required=True)
     add = layouts.add_parser(

@@ -35,12 +35,19 @@ def parse_args() -> argparse.Namespace:
     )
     add('--out', type=Path, help='default: WORK_DIR/report.html')
     add('--method-figure', type=Path, metavar='PNG', help='write only a picture of the method')
-    add('--num-images', type=int, default=256, help='to measure the tokenizer (%(default)s)')
+    add(
+        '--num-images',
+        type=int,
+        default=256,
+        help='images to measure the tokenizer on (%(default)s)',
+    )
     add('--device', help="default: 'cuda' if available, else 'cpu'")
     add('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[], help='override config values')
     args = parser.parse_args()
+    if args.num_images < 1:
+        parser.error('--num-images must be 1 or more')
     if not args.work_dir and not (args.transfers and args.out and not args.method_figure):
-        parser.error('give the WORK_DIR of a pretraining run, or --transfer and --out')
+        parser.error('pass the WORK_DIR of a pretraining run, or --transfer and --out')
     return args
 
 

@@ -1,7 +1,7 @@
 """Train any config of this repository: pretraining, tokenizer, transfer.
 
 python tools/train.py CONFIG [--work-dir DIR] [--resume] [--check] [--cfg-options key=value ...]
-Exit status: 0 done, 1 crashed, 2 a mistake in the set-up, 75 interrupted and saved.
+Exit status: 0 done, 1 crashed, 2 a mistake in the setup, 75 interrupted and saved.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Plan the runs of an ablation, configs x seeds, and find out what each of them lacks."""
+"""Plan the runs of an ablation, configs x seeds, and find the missing steps of each."""
 
 import copy
 import glob
@@ -17,9 +17,10 @@ from ..engine.experiment import experiment, setting_changes
 
 @dataclass(frozen=True)
 class Run:
-    """One config with one seed; `folder` is the work dir, `options` those of tools/train.py.
+    """One config with one seed.
 
-    `finetune` is the run that starts from its weights, if there is one.
+    `folder` is the work dir, `options` are the --cfg-options of tools/train.py, `finetune` is the
+    run that starts from its weights, if any.
     """
 
     config: Path
@@ -36,7 +37,7 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Whether `last_checkpoint` names the final one, which may be deleted by now."""
+        """Whether `last_checkpoint` names the final checkpoint, which may have been deleted."""
         note, loop = self.folder / 'last_checkpoint', self.cfg.train_cfg
         epochs = loop.get('max_epochs')
         final = f'epoch_{epochs}.pth' if epochs else f'iter_{loop["max_iters"]}.pth'
@@ -52,7 +53,7 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        """Which of 'train', 'evaluate', 'finetune' is still to be done, in this order."""
+        """Steps still to be done, of 'train', 'evaluate' and 'finetune', in this order."""
         trained = self.is_trained
         steps = [] if trained else ['train']
         if not (trained and self.features):
@@ -67,7 +68,7 @@ def find_configs(patterns: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a name or glob matches nothing.
-        ValueError: two files have one name, and so one folder of results.
+        ValueError: two files share a name, and with it a folder of results.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -90,7 +91,7 @@ def plan(
     finetune: str | None = None,
     finetune_options: Sequence[str] = (),
 ) -> list[Run]:
-    """Return all runs, one seed after the other, so that a first table exists early.
+    """Return all runs, seed by seed, so that a first table exists early.
 
     A config that reads all images below the data root is restricted to train/, since features are
     evaluated on val/.
@@ -136,7 +137,7 @@ def _seeded(
 
 
 def check_agreement(runs: Sequence[Run]) -> None:
-    """Compare the config dumped in each work dir with the one planned for it, also if finished.
+    """Compare the config dumped in each work dir, even of a finished run, with the planned one.
 
     Raises:
         ValueError: a folder has a run with different settings.
@@ -153,7 +154,7 @@ def check_agreement(runs: Sequence[Run]) -> None:
 
 
 def changes_from(baseline: Run, run: Run) -> list[str]:
-    """Return what a config changes relative to the baseline, such as `head.omega 0.2 → 0.5`."""
+    """Return the settings of a run that differ from the baseline: `head.omega 0.2 → 0.5`."""
     old, new = experiment(baseline.cfg), experiment(run.cfg)
     return [
         f'{".".join(change.key[-2:])} {as_text(change.old)} → {as_text(change.new)}'

@@ -1,4 +1,4 @@
-"""Run an ablation: train, evaluate and fine-tune what is missing, and write the table."""
+"""Run an ablation: train, evaluate and fine-tune what is missing, then write the table."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TAIL = 15  # lines of a failed step's output
 
 @dataclass(frozen=True)
 class Steps:
-    """How the steps of each run are executed; see the options of tools/ablate.py."""
+    """How to execute the steps of a run; for the fields see tools/ablate.py --help."""
 
     data: str
     max_train: int | None = None
@@ -62,19 +62,21 @@ def ablate(
     table_only: bool = False,
     **steps,
 ) -> int:
-    """Run pretraining configs x seeds, write results.json, table.md and table.png to `out`.
+    """Run pretraining configs x seeds; write results.json, table.md and table.png to `out`.
 
     Args:
         configs: files and globs.
-        finetune: config to fine-tune each result with.
+        data: image folder with train/ and val/; may be None with `table_only`.
         on: value of MCBEIT_ABLATION, the base of configs/ablations.
+        finetune: config to fine-tune each result with.
         check: only list what is missing.
         table_only: only tabulate; settings are not compared, so tokenizers may differ.
-        steps: see `Steps`.
+        steps: fields of `Steps`.
 
-    Returns: exit status 0 complete, 1 runs failed or missing, 130 interrupted.
+    Returns:
+        Exit status: 0 complete, 1 runs failed or missing, 130 interrupted.
     """
-    MMLogger.get_current_instance().setLevel('WARNING')  # it names variables once per config
+    MMLogger.get_current_instance().setLevel('WARNING')  # hides a line per environment variable
     if on:
         os.environ['MCBEIT_ABLATION'] = on
     if not table_only:
@@ -96,7 +98,7 @@ def ablate(
 
 
 def set_data(data: str | None) -> None:
-    """Set the variables with which configs find the images and count their classes."""
+    """Set the environment variables that tell configs the image folder and number of classes."""
     if not data:
         raise ValueError('no image folder: use --data ROOT or set MCBEIT_DATA')
     for name in ('train', 'val'):
@@ -143,7 +145,7 @@ def perform(step: str, run: Run, steps: Steps) -> None:
 
 
 def execute(command: Sequence[str], log: Path, env: dict[str, str]) -> int:
-    """Run a command, output appended to a file; an exception here ends all its processes."""
+    """Run a command and append its output to a file; an exception ends all its processes."""
     with log.open('a') as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True

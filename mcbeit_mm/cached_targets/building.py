@@ -27,8 +27,9 @@ from .crops import FixedCrops
 
 
 class TokenizerViews(Dataset):
-    """Index -> `image_check` and tokenizer views (crops, 3, H, W) uint8; for an unreadable image,
-    UNREADABLE and blank views. The pipeline of `images` only loads.
+    """Maps an index to `image_check` and tokenizer views (crops, 3, H, W) uint8.
+
+    An unreadable image gives UNREADABLE and blank views. The pipeline of `images` only loads.
     """
 
     def __init__(self, images: BaseDataset, crops: FixedCrops, num_crops: int):
@@ -57,7 +58,8 @@ class CacheBuilder:
         k: codes kept per token, None for all.
 
     Raises:
-        ValueError: the pipeline cannot be cached, or tau changes in training and `k` codes do not.
+        ValueError: the pipeline cannot be cached, or tau changes in training and not all codes are
+            kept.
     """
 
     def __init__(
@@ -77,14 +79,14 @@ class CacheBuilder:
         k = vocab_size if k is None else k
         hooks = cfg.get('custom_hooks') or []
         if k < vocab_size and any(hook.type == 'TauWarmupHook' for hook in hooks):
-            raise ValueError('TauWarmupHook changes tau, k codes serve only one: keep all codes')
+            raise ValueError('TauWarmupHook changes tau, k codes fit only one: keep all codes')
         tau = model.head.get('tau', inspect.signature(MCBEiTHead).parameters['tau'].default)
         identity = self.tokenizer.identity | dict(precision=self.tokenizer.precision)
         sizes = vocab_size, stride, grid, k, float(tau), len(images), num_crops
         self.header = Header(*sizes, seed, crop, identity)
 
     def token_logits(self, views: Tensor) -> Tensor:
-        """Logits (N, V, h, w) of views (N, 3, H, W) uint8."""
+        """Return logits (N, V, h, w) of views (N, 3, H, W) uint8."""
         batch = dict(inputs=[views, views], data_samples=None)
         return self.tokenizer(self.preprocessor(batch)['inputs'][1])
 
@@ -131,7 +133,7 @@ def split_pipeline(pipeline: Sequence[dict]) -> tuple[list[dict], dict]:
         if name == 'TwoViewRandomResizedCrop':
             parameters = inspect.signature(TwoViewRandomResizedCrop).parameters.values()
             return loading, {p.name: p.default for p in parameters} | settings | flip
-        if name == 'RandomFlip' and set(settings) == {'prob'}:
+        if name == 'RandomFlip' and set(settings) == {'prob'} and not flip:
             flip = dict(flip_prob=settings['prob'])
         elif name.startswith('Load'):
             loading.append(step)
@@ -142,5 +144,5 @@ def split_pipeline(pipeline: Sequence[dict]) -> tuple[list[dict], dict]:
             )
     raise ValueError(
         'the pipeline of the training data has no TwoViewRandomResizedCrop: use a pretraining '
-        'config; of concatenated or repeated data sets, cache each one'
+        'config; cache concatenated or repeated data sets one by one'
     )

@@ -50,6 +50,8 @@ class Header:
             raise ValueError(
                 f'k is {self.k} of {self.vocab_size} codes, expected 1 <= k <= codes <= {MAX_VOCAB}'
             )
+        if self.tau < 0:
+            raise ValueError(f'tau is {self.tau}, expected 0 or more')
         if self.num_crops < 1:
             raise ValueError(f'the number of crops is {self.num_crops}, expected 1 or more')
 
@@ -64,7 +66,7 @@ class Header:
 
 
 def encode(token_logits: Tensor, k: int, tau: float) -> Tensor:
-    """Records (B, L, 2k + 1) int16 of token logits (B, V, h, w).
+    """Encode token logits (B, V, h, w) as records (B, L, 2k + 1) int16.
 
     Per token: the k largest logits in descending order, one logit shared by all other codes, and
     the k codes. The shared logit gives the other codes together the probability they have at
@@ -83,7 +85,7 @@ def encode(token_logits: Tensor, k: int, tau: float) -> Tensor:
 
 
 def decode(records: Tensor, vocab_size: int, grid: tuple[int, int]) -> Tensor:
-    """Token logits (B, V, h, w) in fp32 of records (B, L, 2k + 1)."""
+    """Decode records (B, L, 2k + 1) to token logits (B, V, h, w) in fp32."""
     k = records.shape[-1] // 2
     logits = records[..., : k + 1].view(torch.float16).float()
     codes = records[..., k + 1 :].long() & 0xFFFF  # stored without a sign
@@ -92,7 +94,7 @@ def decode(records: Tensor, vocab_size: int, grid: tuple[int, int]) -> Tensor:
 
 
 def image_check(path: str | os.PathLike, shape: tuple[int, int]) -> int:
-    """Checksum of file name and image size (H, W)."""
+    """Return a checksum of file name and image size (H, W), never UNREADABLE."""
     text = f'{os.path.basename(path)} {shape[0]}x{shape[1]}'
     return crc32(text.encode(errors='surrogateescape')) or 1
 

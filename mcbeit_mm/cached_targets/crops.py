@@ -1,4 +1,4 @@
-"""Image -> one of the fixed crops whose targets are cached."""
+"""Draw the fixed crops whose targets are cached."""
 
 import errno
 
@@ -30,10 +30,11 @@ class FixedCrops:
 
 @TRANSFORMS.register_module()
 class CachedTargetsCrop(BaseTransform):
-    """Draw one of an image's fixed crops: results['img'] becomes [student view uint8 (H, W, 3),
-    record int16 (L, 2k + 1)], the second for `CachedTokenizer`.
+    """Draws one of an image's fixed crops and reads its targets.
 
-    Sizes, scale and flips are those of the cache; images must be loaded as they were for it.
+    results['img'] becomes [student view uint8 (H, W, 3), record int16 (L, 2k + 1)], the second for
+    `CachedTokenizer`. Sizes, scale and flips are those of the cache; load images the same way as
+    when it was built.
 
     Args:
         cache: folder built by tools/cache_targets.py.

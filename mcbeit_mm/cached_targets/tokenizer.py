@@ -15,7 +15,7 @@ from .cache import HEADER, decode, encode, read_header
 
 @MODELS.register_module()
 class CachedTokenizer(Tokenizer):
-    """Decode the records of `CachedTargetsCrop`, in place of the tokenizer that they come from.
+    """Decodes the records of `CachedTargetsCrop`, in place of the tokenizer that computed them.
 
     Args:
         checkpoint: folder of the cache.
@@ -38,8 +38,8 @@ class CachedTokenizer(Tokenizer):
         """Return token logits (B, V, h, w) of records (B, L, 2k + 1), which replace images."""
         if self.precision != 'fp32' or self.compiled:
             raise SetupError(
-                'cached targets are not computed: set tokenizer_precision and compile_tokenizer '
-                'by --cfg-options of tools/cache_targets.py, not for training'
+                'cached targets are read, not computed: set tokenizer_precision and '
+                'compile_tokenizer with --cfg-options of tools/cache_targets.py, not in training'
             )
         expected = self.header.shape[2:]
         if images.dtype != torch.int16 or images.shape[1:] != expected:
@@ -67,6 +67,6 @@ class CachedTokenizer(Tokenizer):
             )
 
     def random_view(self, batch: int, patches: Sequence[int]) -> Tensor:
-        """Records of random logits, for dry runs."""
+        """Return records of random logits, for dry runs."""
         logits = torch.randn(batch, self.vocab_size, *patches)
         return encode(logits, self.header.k, self.header.tau)

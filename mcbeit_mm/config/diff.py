@@ -93,7 +93,7 @@ def differences(old: Any, new: Any, key: Key = ()) -> list[Change]:
 
 
 def _parts(node: Any) -> dict[str, Any] | None:
-    """Children by name, of a list by type or index; None for plain values and lists of them."""
+    """Return children by name (lists: by type or index); None for plain values, lists of them."""
     if isinstance(node, Mapping):
         return {str(key): value for key, value in node.items()}
     if not isinstance(node, list | tuple):

@@ -173,7 +173,7 @@ def adapt_to_device(cfg: Config) -> None:
     if cfg.launcher != 'pytorch':
         raise ValueError(f'launcher {cfg.launcher!r} needs GPUs; on CPUs use tools/dist_train.sh')
     _use_plain_batch_norm(cfg.model)
-    # MMEngine's own set-up calls torch.cuda.set_device and gives DDP a device id: both need CUDA.
+    # MMEngine's own setup calls torch.cuda.set_device and gives DDP a device id: both need CUDA.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False

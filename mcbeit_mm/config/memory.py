@@ -37,7 +37,7 @@ class MemoryEstimate:
     per_image: int
 
     def total(self, batch_size: int) -> int:
-        """Sum for a batch of `batch_size` images."""
+        """Return the total for a batch of `batch_size` images."""
         return self.states + self.fixed + batch_size * self.per_image
 
 
@@ -61,7 +61,7 @@ def print_estimates(
     size: Sequence[int] | None = None,
     cfg_options: Sequence[str] = (),
 ) -> None:
-    """Print a table of estimates, a line per config file.
+    """Print a table of estimates, one line per config file.
 
     Args:
         batch: images per GPU; default the config's.
@@ -85,7 +85,7 @@ def print_estimates(
 
 
 def input_size(model: ConfigDict) -> tuple[int, int]:
-    """(H, W) in pixels that the position tables, or a tokenizer in training, are made for."""
+    """Return (H, W) in pixels of the position tables, or of a tokenizer in training."""
     if 'ddconfig' in model:
         side = model.ddconfig.resolution
     else:
@@ -94,7 +94,7 @@ def input_size(model: ConfigDict) -> tuple[int, int]:
 
 
 def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: bool) -> int:
-    """Bytes kept at the peak: checkpointing recomputes one block at a time."""
+    """Return the bytes kept at the peak: checkpointing recomputes one block at a time."""
     model.train()
     batch = training_batch(model, batch_size, size)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
@@ -108,7 +108,7 @@ def _step_bytes(model: nn.Module, batch_size: int, size: tuple[int, int], half: 
 
 
 def _kept_bytes(run: Callable[[], object], own: set[int], half: bool) -> int:
-    """Bytes of all storages but `own` that `run` keeps for its backward pass."""
+    """Return the bytes of all storages but `own` that `run` keeps for its backward pass."""
     kept: dict[int, Tensor] = {}  # by storage: views of one tensor count once
 
     def keep(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ NUM_OBJECTS = 100  # COCO's most crowded photos: enough positives to fill box an
 
 
 def training_batch(model: nn.Module, batch_size: int, size: tuple[int, int]) -> dict:
-    """Arguments of `model(..., mode='loss')` for preprocessed images of (H, W) pixels.
+    """Return arguments of `model(..., mode='loss')` for preprocessed images of (H, W) pixels.
 
     Supports mc-BEiT pretraining, tokenizer training, mmpretrain's classifiers, mmseg's segmentors
     and mmdet's two-stage detectors; raises ValueError for other models.
@@ -43,7 +43,7 @@ def _classification(model: nn.Module, images: torch.Tensor) -> dict:
     number = model.head.num_classes
     labels = torch.randint(number, (len(images),))
     samples = [DataSample().set_gt_label(label) for label in labels]
-    if not getattr(model.head, 'cal_acc', False):  # mixing gives scores
+    if not getattr(model.head, 'cal_acc', False):  # Mixup and CutMix give scores
         for sample, label in zip(samples, labels, strict=True):
             sample.set_gt_score(nn.functional.one_hot(label, number).float())
     return dict(inputs=images, data_samples=samples)

@@ -33,7 +33,7 @@ OUTAGES = (
 )  # fmt: skip
 # With half of all samples bad, this many in a row are bad with probability 2^-100.
 CANDIDATES = 100
-# At the default share, 10 bad samples are expected among 1,000; a share of fewer says little.
+# The default share allows 10 bad samples in 1,000; a share of fewer samples is too noisy.
 MIN_COUNT = 10
 
 
@@ -95,8 +95,8 @@ class BadSamples:
             f'neither sample {index} nor any of its replacements could be read. {self._first()}'
         )
 
-    def note(self, index: int, candidate: int, path: str | None, error: Exception) -> None:
-        """Count and list a candidate for `index` that could not be read.
+    def note(self, candidate: int, path: str | None, error: Exception) -> None:
+        """Count and list a candidate that could not be read.
 
         Raises:
             Exception: `error` itself, if the program or the machine caused it.
@@ -155,7 +155,7 @@ class BadSamples:
                 # One write per line: lines of other processes cannot interleave.
                 file.write((json.dumps(entry) + '\n').encode())
         except OSError as failure:  # a full disk is no reason to stop for one bad image
-            warnings.warn(f'{entry} is not in {self.report}: {failure}', stacklevel=2)
+            warnings.warn(f'could not add {entry} to {self.report}: {failure}', stacklevel=2)
 
     def _first(self) -> str:
         if not (entries := self.entries()):

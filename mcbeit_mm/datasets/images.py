@@ -1,6 +1,6 @@
 """Decode images of any kind to 8-bit BGR; refuse damaged ones with a reason.
 
-Decoders differ in what they let pass: OpenCV before 4.12 fills the rest of a truncated JPEG with
+Decoders differ in what they accept: OpenCV before 4.12 fills the rest of a truncated JPEG with
 gray, Pillow clips 16-bit images to white.
 """
 
@@ -142,11 +142,11 @@ def _decode_by_pillow(image: Image.Image) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(BaseTransform):
-    """Loads `img_path` as BGR; pixels of mmcv's LoadImageFromFile, but safe for any file.
+    """Loads `img_path` as BGR with the pixels of mmcv's LoadImageFromFile; safe for any file.
 
-    Gray, palette and CMYK become RGB; 16 bits their high byte; float and 32-bit are refused;
-    transparency is dropped; animations give their first frame; EXIF rotation is applied. What cv2
-    cannot decode goes to Pillow, except JPEG.
+    Gray, palette and CMYK images become BGR, 16-bit ones keep the high byte, float and 32-bit ones
+    are refused. Transparency is dropped, the first frame of an animation is used, EXIF rotation is
+    applied. Pillow decodes what cv2 cannot, except JPEG.
 
     Args:
         max_pixels: larger images are refused before they are decoded.

@@ -20,7 +20,7 @@ class PhotoFolder(CustomDataset):
     removing images and moving the folder do not change it for the others.
 
     Args:
-        data_prefix: folder inside `data_root`; '' takes all of it.
+        data_prefix: folder inside `data_root`; '' for all of it.
         split: 'all', 'train' or 'val'.
         val_share: expected share of 'val' among all images, in (0, 1).
         kwargs: arguments of mmpretrain's CustomDataset (`pipeline`, `extensions`, ...).

@@ -63,7 +63,7 @@ class SeededDataset(Dataset):
             try:
                 return self.dataset[candidate]
             except Exception as error:  # BadSamplesHook ends the run if there are too many
-                self.bad_samples.note(index, candidate, self._path(candidate), error)
+                self.bad_samples.note(candidate, self._path(candidate), error)
 
     def reseed(self, seed: int) -> None:
         """Change the seed, before workers start."""
@@ -122,7 +122,7 @@ class PositionBatchSampler:
         while True:
             if hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(epoch)
-            batches = self._drawn(epoch)
+            batches = self._draw_batches(epoch)
             skipped = sum(1 for _, _ in zip(range(start), batches, strict=False))
             if skipped == start:
                 break
@@ -130,10 +130,10 @@ class PositionBatchSampler:
                 raise ValueError('the data set yields no batch: fewer images than the batch size?')
             epoch, start = epoch + 1, start - skipped
         self.epoch, self.start = epoch + 1, 0
-        yield from self._keys(batches, epoch, start)
+        yield from self._add_places(batches, epoch, start)
 
-    def _drawn(self, epoch: int) -> Iterator[list[int]]:
-        """Draw the batches; seed the global generators for samplers that use them."""
+    def _draw_batches(self, epoch: int) -> Iterator[list[int]]:
+        """Draw an epoch; seed the global generators for samplers that use them."""
         batches = iter(self.batches)
         for number in itertools.count():
             with generators_kept():
@@ -143,7 +143,9 @@ class PositionBatchSampler:
                 return
             yield batch
 
-    def _keys(self, batches: Iterator[list[int]], epoch: int, start: int) -> Iterator[list[Key]]:
+    def _add_places(
+        self, batches: Iterator[list[int]], epoch: int, start: int
+    ) -> Iterator[list[Key]]:
         rank, world_size = get_rank(), get_world_size()
         for number, batch in enumerate(batches, start):
             first = number * self.batch_size

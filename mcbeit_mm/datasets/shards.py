@@ -36,10 +36,12 @@ def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: 
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f'no folder {folder}')
+    files = sorted(file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f'no image to pack in {folder}')
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise FileExistsError(f'{out} is not empty: choose another, or delete an unfinished pack')
-    files = sorted(file for file in folder.rglob('*') if file.suffix.lower() in EXTENSIONS)
     packed = shard = 0
     while packed < len(files):
         with tarfile.open(out / f'{shard:06}.tar', 'w', format=tarfile.PAX_FORMAT) as tar:
@@ -56,7 +58,7 @@ def pack_images(folder: str | os.PathLike, out: str | os.PathLike, shard_bytes: 
 
 
 def index_tars(folder: str | os.PathLike) -> int:
-    """Index the tar files of a folder, each as a folder named by its stem; return their images.
+    """Index the tar files of a folder, each as a folder named by its stem; return the image count.
 
     Every file is read whole: what is indexed can be read.
 
@@ -103,7 +105,7 @@ def _read_tar(shard: Path) -> Iterator[tuple[str, int, int, int]]:
                     if len(data) != info.size or info.issparse():
                         raise tarfile.ReadError(f'{info.name} is cut short or sparse')
                     yield info.name, info.offset_data, info.size, zlib.crc32(data)
-            # tarfile takes a damaged header for the end.
+            # tarfile mistakes a damaged header for the end.
             if os.pread(raw.fileno(), tarfile.BLOCKSIZE, tar.offset).strip(b'\0'):
                 raise tarfile.ReadError(f'bad header at byte {tar.offset}')
     except (tarfile.TarError, OverflowError, UnicodeError) as error:
@@ -212,7 +214,7 @@ class ShardBackend(BaseStorageBackend):
         return bool(pack.below(name))
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
-        """Join as LocalBackend."""
+        """Join paths as LocalBackend does."""
         return os.path.join(filepath, *filepaths)
 
     def list_dir_or_file(
@@ -223,7 +225,7 @@ class ShardBackend(BaseStorageBackend):
         suffix: str | tuple[str, ...] | None = None,
         recursive: bool = False,
     ) -> Iterator[str]:
-        """Yield paths relative to a folder, sorted, as MMEngine's LocalBackend."""
+        """Yield paths relative to a folder, sorted, as MMEngine's LocalBackend does."""
         pack, folder = find_pack(dir_path)
         seen = set()
         for name in pack.below(folder):

@@ -42,7 +42,7 @@ TOKENIZER = ('model', 'target_generator', 'checkpoint')
 def experiment(cfg: Config) -> dict:
     """Return the parts of a config that influence the result, without how images are loaded.
 
-    They consist of numbers, strings, lists and dicts only, as in JSON.
+    They contain JSON types only.
     """
     parts = {key: cfg[key] for key in EXPERIMENT if key in cfg}
     loader = parts.get('train_dataloader') or {}
@@ -70,11 +70,11 @@ def images_per_iteration(facts: Mapping[str, Any]) -> int:
 def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """Return the differences between two `experiment`s that change the result.
 
-    Ignored are hooks that only observe (`OBSERVERS`), when to validate, a backbone's initial
+    Ignores hooks that only observe (`OBSERVERS`), the validation schedule, a backbone's initial
     weights, and moved files: paths differ if both still exist and are not the same, or if both are
     pinned to different hashes.
     """
-    found = differences(_decisive(old), _decisive(new))
+    found = differences(_relevant(old), _relevant(new))
     return [change for change in found if not _is_same(change)]
 
 
@@ -90,7 +90,7 @@ def check_same_run(
     The path of a tokenizer may differ if `TokenizerIdentityHook` compares its SHA-256.
 
     Args:
-        meta: checkpoint['meta'] with the 'run' of `run_facts`; without it, only warn.
+        meta: checkpoint['meta'] with 'run', see `run_facts`; without it, only warn.
         allow: report differences instead of raising.
 
     Raises:
@@ -130,8 +130,8 @@ def _is_same(change: Change) -> bool:
     return not (Path(old).exists() and Path(new).exists()) or Path(old).samefile(new)
 
 
-def _decisive(settings: Mapping[str, Any]) -> dict:
-    """Leave out what `setting_changes` ignores."""
+def _relevant(settings: Mapping[str, Any]) -> dict:
+    """Drop what `setting_changes` ignores, except moved files."""
     hooks, loop = settings.get('custom_hooks') or [], settings.get('train_cfg') or {}
     named = zip(hooks, _hook_names(settings), strict=True)
     kept = dict(

@@ -40,16 +40,16 @@ class _Resumable:
         super().__init__(runner, dataloader, **kwargs)
 
     @property
-    def _keys(self) -> PositionBatchSampler:
+    def _batch_sampler(self) -> PositionBatchSampler:
         return self.dataloader.batch_sampler
 
     def _seed_data(self) -> None:
         """Use the seed from the checkpoint if the config has none."""
         seed = base_seed(self.runner)
         self.dataloader.dataset.reseed(seed)
-        self._keys.seed = seed
-        if hasattr(self._keys.sampler, 'seed'):
-            self._keys.sampler.seed = seed
+        self._batch_sampler.seed = seed
+        if hasattr(self._batch_sampler.sampler, 'seed'):
+            self._batch_sampler.sampler.seed = seed
 
     def _seed_step(self, purpose: int = 0) -> None:
         key = (base_seed(self.runner), get_rank(), self._iter, purpose)
@@ -108,7 +108,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
         """Train the rest of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        self._keys.epoch, self._keys.start = self._epoch, self._position
+        self._batch_sampler.epoch, self._batch_sampler.start = self._epoch, self._position
         for idx, data_batch in enumerate(self.dataloader, self._position):
             self.run_iter(idx, data_batch)
         self._seed_step(purpose=2)
@@ -135,7 +135,7 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self._seed_data()
-        self._keys.epoch, self._keys.start = 0, self._iter
+        self._batch_sampler.epoch, self._batch_sampler.start = 0, self._iter
         if self._iter:
             self._validate(self._iter)
         while self._iter < self._max_iters and not self.stop_training:

@@ -29,7 +29,7 @@ def collect(runner: Runner) -> list[dict] | None:
         return None
     if not is_distributed():
         return [state]
-    group = torch.distributed.new_group(backend='gloo')  # by main memory, not by rank 0's GPU
+    group = torch.distributed.new_group(backend='gloo')  # through main memory, not rank 0's GPU
     try:
         return gather_object(state, group=group)
     finally:

@@ -39,7 +39,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if place.is_file():
         if reason := damage(place):
             raise ValueError(
-                f'checkpoint {place} is damaged ({reason}): give the folder {place.parent} to use '
+                f'checkpoint {place} is damaged ({reason}): pass the folder {place.parent} to use '
                 'its newest good one'
             )
         return place
@@ -48,14 +48,14 @@ def find_checkpoint(path: str | Path) -> Path:
         reason = damage(file) or error
         if not reason:
             return file
-        _say(f'warning: skipping damaged checkpoint {file}: {reason}')
+        _print_on_main(f'warning: skipping damaged checkpoint {file}: {reason}')
         damaged.append(file.name)
     if damaged:
         raise ValueError(
             f'all checkpoints in {place} are damaged: {", ".join(damaged)}. Copy a good one there, '
             'or move them away to start from scratch'
         )
-    raise FileNotFoundError(f'no checkpoint {name}: give a .pth file or the work dir of a run')
+    raise FileNotFoundError(f'no checkpoint {name}: pass a .pth file or the work dir of a run')
 
 
 def checkpoint_to_resume(work_dir: str, resume: str) -> str | None:
@@ -65,7 +65,7 @@ def checkpoint_to_resume(work_dir: str, resume: str) -> str | None:
     try:
         return str(find_checkpoint(work_dir))
     except FileNotFoundError:
-        _say(f'no checkpoint in {work_dir}: starting from scratch')
+        _print_on_main(f'no checkpoint in {work_dir}: starting from scratch')
         return None
 
 
@@ -86,7 +86,7 @@ def check_resume(cfg: Config, found: str | Path, world_size: int, allow: bool = 
             f'{found} holds weights but no training state (optimizer, iteration) to resume: start '
             'a new run from it with load_from'
         )
-    check_same_run(meta, cfg, world_size, allow, _say)
+    check_same_run(meta, cfg, world_size, allow, _print_on_main)
 
 
 def move_position(meta: dict, facts: Mapping[str, Any]) -> None:
@@ -116,14 +116,14 @@ def skip_initial_weights(runner: Runner) -> None:
 
 
 def _newest_first(folder: Path) -> list[tuple[Path, str]]:
-    """Return the checkpoints of a work dir with why they cannot be read, those first."""
+    """Return the checkpoints of a work dir, unreadable ones first, with the error or ''."""
     note, files = folder / 'last_checkpoint', list(folder.glob('*.pth'))
     if not files and note.is_file():  # out_dir of the checkpoint hook
         folder = Path(note.read_text(errors='replace').strip()).parent
         files = list(folder.glob('*.pth'))
         if not files:
             raise ValueError(
-                f'{note} names a checkpoint in {folder}, which has none: give the file, or remove '
+                f'{note} names a checkpoint in {folder}, which has none: pass a file, or remove '
                 'last_checkpoint to start from scratch'
             )
     found = []
@@ -139,7 +139,7 @@ def _newest_first(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _saving_order(file: Path) -> tuple[bool, float]:
-    """Return a key that is greatest for the checkpoint with optimizer state saved last.
+    """Return a key that is greatest for the last saved checkpoint with optimizer state.
 
     The time is that of SafeCheckpointHook, so the folder may have been moved or copied; files of
     other hooks are ordered by modification time.
@@ -164,7 +164,7 @@ def _read_mapped(path: str | Path) -> dict:
         return read_checkpoint(path)
 
 
-def _say(text: str) -> None:
+def _print_on_main(text: str) -> None:
     """Print to stderr on the first process."""
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
         print(text, file=sys.stderr)

@@ -49,7 +49,7 @@ def train(
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        SetupError: a mistake of the user's, found before training starts.
+        SetupError: a user's mistake, found before training starts.
     """
     with _setup_errors():
         cfg = _load(config, work_dir, cfg_options, launcher)
@@ -85,10 +85,11 @@ def test(
     """Evaluate a checkpoint, or the newest of a work dir, with the metrics of a config file.
 
     Args:
+        work_dir: logs; default as for `train`.
         show_dir: folder for pictures of the predictions.
 
     Raises:
-        SetupError: a mistake of the user's, found before the first batch.
+        SetupError: a user's mistake, found before the first batch.
     """
     with _setup_errors():
         cfg = _load(config, work_dir, cfg_options, launcher)
@@ -113,7 +114,7 @@ def _load(config: str, work_dir: str | None, options: Sequence[str], launcher: s
 
 @contextmanager
 def _setup_errors() -> Iterator[None]:
-    """Raise mistakes in the set-up as SetupError, to distinguish them from failures of the run."""
+    """Raise mistakes in the setup as SetupError, to distinguish them from failures of the run."""
     try:
         yield
     except SetupError:

@@ -1,4 +1,4 @@
-"""Backbone + images -> accuracy of every block, as data and as a table."""
+"""Measure the accuracy of every block of a backbone; format it as a table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +36,11 @@ def evaluate_backbone(
     k: int = 20,
     bf16: bool = False,
 ) -> dict[str, Any]:
-    """Measure the features of blocks; loaders of train and val set, the rest as `extract_features`.
+    """Measure the features of blocks.
 
-    Returns `blocks`, the scores of `score_layers` by block, and `chosen`, per method the block that
-    is best on held-out images.
+    `loaders` read the train and the val set; other arguments are those of `extract_features`.
+    Returns `blocks`, the scores of `score_layers` by block, and `chosen`, the block of each method
+    that is best on held-out images.
     """
     parts = [extract_features(backbone, loader, device, layers, bf16) for loader in loaders]
     numbers = range(backbone.num_layers)
@@ -50,7 +51,7 @@ def evaluate_backbone(
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """Table of `evaluate_features`: a row per block, two columns per model, and a note."""
+    """Format the result of `evaluate_features`: a row per block, two columns per model, a note."""
     models, data = result['models'], result['data']
     columns = [(model, method) for model in models.values() for method in METHODS]
     titles = [f'{title} ({name})' for name in models for title in METHODS.values()]

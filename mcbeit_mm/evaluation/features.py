@@ -1,4 +1,4 @@
-"""Frozen backbone + image folder -> k-NN and linear-probe accuracy of every block.
+"""k-NN and linear-probe accuracy of every block of a frozen backbone on an image folder.
 
 Masked image modeling has its most separable features in intermediate blocks; the last one serves
 token prediction (unilm#419 reports 2-20 % for BEiT there). So all blocks are measured, and the
@@ -33,7 +33,7 @@ def folder_datasets(
     to_rgb: bool = True,
     max_train: int | None = None,
 ) -> list[CustomDataset]:
-    """Train and val set of an image folder: resize to 256 / 224 of the crop, center crop.
+    """Build train and val set of an image folder: resize to 256 / 224 of the crop, center crop.
 
     `root` has train/ and val/ with one sub-folder per class. `img_size` is a side or (H, W) in
     pixels; `mean` and `std` are per channel in 0..255. `max_train` images are spread evenly over
@@ -66,7 +66,7 @@ def folder_datasets(
 
 
 def ordered_loader(dataset: CustomDataset, batch_size: int, num_workers: int) -> DataLoader:
-    """Batches in dataset order, sharded over the ranks of a distributed run."""
+    """Return a loader in data set order, sharded over the ranks of a distributed run."""
     return DataLoader(
         dataset,
         batch_size,
@@ -100,7 +100,7 @@ def extract_features(
     layers: Sequence[int] | None = None,
     bf16: bool = False,
 ) -> dict[str, Tensor]:
-    """Mean patch token of unmasked images after each block, in one pass.
+    """Extract the mean patch token of unmasked images after each block, in one pass.
 
     `backbone` is an MCBEiTViT with `out_type='raw'` on `device`; the final norm applies to its
     last block. `loader` yields mmpretrain's batches: normalized inputs (B, 3, H, W), data_samples
@@ -134,10 +134,11 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy in percent of k-NN votes weighted by exp(cosine / temperature), as InstDisc, DINO.
+    """Compute k-NN accuracy in percent, with votes weighted by exp(cosine / temperature).
 
-    Features are (N, D) and (M, D), labels (N,) and (M,), on the device to compute on; the N x M
-    similarities are computed in chunks. ValueError unless k is in [1, N].
+    Weights as in InstDisc and DINO. Features are (N, D) and (M, D), labels (N,) and (M,), on the
+    device to compute on; the N x M similarities are computed in chunks. ValueError unless k is in
+    [1, N].
     """
     if not 1 <= k <= len(train_feats):
         raise ValueError(f'k must be in [1, {len(train_feats)}], the training images; got {k}')
@@ -184,7 +185,7 @@ def fit_logistic(
 
 
 def held_out_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Fixed split of labels (N,) into indices of nine tenths and one tenth, stratified by class."""
+    """Split labels (N,) into fixed indices of nine tenths and one tenth, stratified by class."""
     if len(labels) < 10:
         raise ValueError(f'holding out a tenth needs 10 or more training images, got {len(labels)}')
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -200,9 +201,9 @@ def linear_probe(
     test_labels: Tensor,
     strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[float, float, float]:
-    """Accuracy of logistic regression on features (N, D) standardized by the training set.
+    """Fit logistic regression on features (N, D) standardized by the training set.
 
-    The L2 strength is the first of the best on a held-out tenth of the training set; the
+    The L2 strength is the best on a held-out tenth of the training set (the first if tied); the
     classifier is then refitted on all of it. Returns the accuracies on the test and the held-out
     set in percent, and the strength.
     """
@@ -226,7 +227,7 @@ def linear_probe(
 def score_layers(
     train: dict[str, Tensor], test: dict[str, Tensor], k: int, device: torch.device | str
 ) -> list[dict[str, float]]:
-    """k-NN and probe of each block of two `extract_features` results, test and held-out."""
+    """Score each block of two `extract_features` results by k-NN and probe, test and held-out."""
     labels, test_labels = train['labels'].to(device), test['labels'].to(device)
     parts = held_out_split(labels)
     scores = []

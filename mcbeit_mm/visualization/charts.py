@@ -1,4 +1,4 @@
-"""Values -> matplotlib figures, without a display; matplotlib is imported on the first call."""
+"""Matplotlib figures without a display; matplotlib is imported on the first call."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def blank_figure(width: float, height: float) -> 'Figure':
 
 
 def curves_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 'Figure':
-    """Lines to compare: a panel per title, two or three a row, in it name -> points (x, y).
+    """Plot lines to compare: a panel per title, two or three a row, of name -> points (x, y).
 
     A single line has no legend.
     """
@@ -52,7 +52,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, Points]], xlabel: str) -> 'F
 
 
 def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> 'Figure':
-    """Repeated measurements: a panel per title, in it name -> values, a row each.
+    """Plot repeated measurements: a panel per title, with a row for each name -> values.
 
     Dots are the values, bars the mean and the sample standard deviation, the dashed line is the
     mean of the first name. Panels share the names.
@@ -80,7 +80,7 @@ def spread_figure(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> 'Figur
 
 
 def tidy(axes: 'Axes') -> None:
-    """Two spines, a faint grid, small labels."""
+    """Apply the common style: two spines, a faint grid, small labels."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', color='#e6e9ec', linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Work dir of a run -> its logged scalars and its newest files."""
+"""Find the logged scalars and the newest files of a work dir."""
 
 import json
 import os
@@ -42,10 +42,10 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
 def curves(
     logs: Mapping[str, Sequence[Mapping]], titles: Mapping[str, str]
 ) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Panels for `curves_figure`: title -> name of the log -> points (step, value).
+    """Return panels for `curves_figure`: title -> name of the log -> points (step, value).
 
-    `titles` maps logged names to titles; those that no log has are left out. ValueError if none is
-    left.
+    `titles` maps logged names to titles; names that no log has are skipped. ValueError if none
+    remains.
     """
     panels = {}
     for key, title in titles.items():

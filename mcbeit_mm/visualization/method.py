@@ -1,4 +1,4 @@
-"""One picture of the method: image, mask, multi-choice targets, reconstruction."""
+"""Draw the method in one picture: image, mask, multi-choice targets, reconstruction."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ COLORS = {'red': RED, 'blue': BLUE}
 def method_figure(
     model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor, image: int = 0, top: int = 5
 ) -> 'Figure':
-    """Image, mask, targets of two masked patches and the student's reconstruction, left to right.
+    """Draw image, mask, targets of two masked patches and the student's reconstruction.
 
     Without a decoder there is no reconstruction.
 
@@ -70,7 +70,7 @@ def method_figure(
 def show_masked(
     axes: 'Axes', picture: np.ndarray, mask: np.ndarray, choices: Mapping[str, MultiChoice]
 ) -> None:
-    """Picture (H, W, 3) with a veil over masked patches (h, w); outlines the patches of choices."""
+    """Draw a picture (H, W, 3), veil masked patches (h, w), outline the patches of choices."""
     extent = (-0.5, mask.shape[1] - 0.5, mask.shape[0] - 0.5, -0.5)  # patches as units
     axes.imshow(picture, extent=extent)
     axes.imshow(np.dstack([np.full((*mask.shape, 3), 0.5), 0.6 * mask]), extent=extent)
@@ -79,7 +79,7 @@ def show_masked(
 
 
 def draw_affinity(axes: 'Axes', choice: MultiChoice, name: str) -> None:
-    """Similarity of all patches to the patch of the choice."""
+    """Draw the affinity of all patches to the patch of the choice."""
     axes.imshow(choice.affinity, cmap='viridis')
     axes.add_patch(_outline(choice, name))
     _label(axes, 'affinity', '')
@@ -88,7 +88,7 @@ def draw_affinity(axes: 'Axes', choice: MultiChoice, name: str) -> None:
 def draw_choice(
     axes: 'Axes', choice: MultiChoice, thumbnails: np.ndarray | None, name: str
 ) -> None:
-    """Probabilities of the codes before and after refinement, and as the student predicts them.
+    """Plot the probabilities of the codes before and after refinement, and the student's.
 
     `thumbnails` (K, s, s, 3) show the codes, if there is a decoder.
     """

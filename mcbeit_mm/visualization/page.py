@@ -1,4 +1,4 @@
-"""Sections of a report -> one self-contained HTML page."""
+"""Render sections of a report as one self-contained HTML page."""
 
 import base64
 import io

@@ -43,23 +43,23 @@ def pretraining_sections(
     tokenizer_log: Sequence[Mapping],
     num_images: int,
 ) -> list[Section]:
-    """Curves, pictures of some images of `folder`, and facts; logs as of `read_scalars`."""
+    """Return curves, pictures of images of `folder`, and facts; logs come from `read_scalars`."""
     sections = [curves_section(scalars)]
-    if not isinstance(run.model.tokenizer, CachedTokenizer):  # knows the training crops only
+    if not isinstance(run.model.tokenizer, CachedTokenizer):  # reads targets of training crops only
         batches = load_batches(run, folder, num_images)
         sections += picture_sections(run.model, batches, tokenizer_log)
     return [*sections, facts_section(run, folder, scalars[-1]['step'])]
 
 
 def curves_section(scalars: Sequence[Mapping]) -> Section:
-    """Curves of a run, from `read_scalars`."""
+    """Plot the curves of a run, from `read_scalars`."""
     panels = curves({'run': scalars}, CURVES)
     values = dict(chart=curves_figure(panels, 'iteration'), names=', '.join(panels))
     return Section('curves', 'Training curves', values)
 
 
 def features_section(scores: Mapping) -> Section:
-    """Accuracy of frozen features, from the JSON of tools/evaluate_features.py --out."""
+    """Show the accuracy of frozen features, from the JSON of tools/evaluate_features.py --out."""
     if 'checkpoint' not in scores.get('models', {}):
         raise ValueError(
             "no model 'checkpoint' in the scores: write them with tools/evaluate_features.py "
@@ -88,7 +88,7 @@ def picture_sections(
     batches: Sequence[tuple[list[Tensor], Tensor]],
     tokenizer_log: Sequence[Mapping] = (),
 ) -> list[Section]:
-    """Reconstructions, multi-choice targets and codebook, from batches (inputs, masks)."""
+    """Show reconstructions, multi-choice targets and codebook, from batches (inputs, masks)."""
     tokenizer, settings = model.tokenizer, model.head.multi_choice
     inputs, mask = batches[0]
     sections = []
@@ -104,7 +104,7 @@ def picture_sections(
 
 
 def tokenizer_section(scores: targets.TokenizerScores, scalars: Sequence[Mapping] = ()) -> Section:
-    """Quality of the visual vocabulary; the curves of its training if there is a log."""
+    """Show the quality of the visual vocabulary, and its training curves if there is a log."""
     patches = int(scores.counts.sum())
     rows = [
         ['codes in the vocabulary', f'{len(scores.counts)}'],
@@ -126,7 +126,7 @@ def tokenizer_section(scores: targets.TokenizerScores, scalars: Sequence[Mapping
 
 
 def facts_section(run: PretrainingRun, folder: Path, iterations: int) -> Section:
-    """What identifies the run; `folder` is that of the report's images."""
+    """List what identifies the run; `folder` holds the report's images."""
     tokenizer = run.model.tokenizer.identity
     rows = [
         ('command', f'python tools/train.py {run.config_file} --work-dir NEW_DIR'),

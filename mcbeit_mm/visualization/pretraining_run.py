@@ -1,4 +1,4 @@
-"""Work dir of a pretraining run -> its model and images."""
+"""Load the model and images of a pretraining run from its work dir."""
 
 import copy
 from collections.abc import Sequence
@@ -67,11 +67,13 @@ def load_model(cfg: Config, file: Path) -> tuple[nn.Module, dict]:
 
 
 def image_folder(cfg: Config, root: Path | None = None) -> Path:
-    """Folder of the pictures: `root` or the config's training images, rather their val/ if any."""
+    """Return the image folder: `root` or the config's training images, preferably their val/."""
     folder = root
     if folder is None:
         dataset = innermost_dataset(cfg.train_dataloader.dataset)
-        folder = Path(dataset.get('data_root') or '', dataset.get('data_prefix') or '')
+        prefix = dataset.get('data_prefix') or ''
+        prefix = prefix if isinstance(prefix, str) else prefix['img_path']
+        folder = Path(dataset.get('data_root') or '', prefix)
     train = root is None and folder.name == 'train'
     for choice in ((folder.parent if train else folder) / 'val', folder):
         if choice.is_dir():
@@ -82,7 +84,7 @@ def image_folder(cfg: Config, root: Path | None = None) -> Path:
 def load_batches(
     run: PretrainingRun, folder: Path, num_images: int
 ) -> list[tuple[list[Tensor], Tensor]]:
-    """Batches (inputs, masks) of a fixed random choice of images, with the run's own masks."""
+    """Load batches (inputs, masks) of a fixed random choice of images, with the run's own masks."""
     pipeline = []
     for step in innermost_dataset(run.cfg.train_dataloader.dataset)['pipeline']:
         if step['type'] == 'TwoViewRandomResizedCrop':  # the largest centered square

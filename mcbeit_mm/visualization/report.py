@@ -1,4 +1,4 @@
-"""Work dirs of a pretraining run and of transfer runs -> one HTML report."""
+"""Write one HTML report on a pretraining run and transfer runs."""
 
 import json
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ def write_report(
     device: str | None = None,
     cfg_options: Sequence[str] = (),
 ) -> Path:
-    """Write the report of a pretraining run, of transfers, or of both; returns its path.
+    """Write the report of a pretraining run, of transfers, or of both; return its path.
 
     Args:
         work_dir: of a pretraining run of tools/train.py.
         checkpoint: default: the newest of `work_dir`.
         features: JSON of tools/evaluate_features.py --out.
         tokenizer_dir: work dir of the tokenizer's training, for its curves.
-        data: image folder; default: the config's, val/ rather than train/.
+        data: image folder, see `image_folder`.
         transfers: per task, the work dirs to compare.
         out: default: `work_dir`/report.html.
-        num_images: to measure the tokenizer.
+        num_images: number of images to measure the tokenizer on.
         device: default: 'cuda' if available, else 'cpu'.
     """
     device, title, sections = device or default_device(), 'Transfer', []
@@ -66,9 +66,9 @@ def write_method_figure(
     device: str | None = None,
     cfg_options: Sequence[str] = (),
 ) -> Path:
-    """Write `method_figure` of a pretraining run as an image file; returns its path.
+    """Write `method_figure` of a pretraining run as an image file; return its path.
 
-    Of 16 images it shows the one that the tokenizer reconstructs best. Arguments as in
+    It shows the one of 16 images that the tokenizer reconstructs best. Arguments as in
     `write_report`. ValueError if the tokenizer has no decoder.
     """
     run = load_run(work_dir, checkpoint, device or default_device(), cfg_options)

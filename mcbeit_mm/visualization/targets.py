@@ -1,4 +1,4 @@
-"""Model + images -> content of pictures: reconstructions, multi-choice targets, code counts."""
+"""Compute what the pictures show: reconstructions, multi-choice targets, code counts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def predict(model: MCBEiT, inputs: Sequence[Tensor], mask: Tensor) -> Prediction
 
 
 def reconstructions(tokenizer: Tokenizer, prediction: Prediction) -> dict[str, np.ndarray]:
-    """Pictures (B, H, W, 3) uint8 by name: inputs, decoded tokens, decoded predictions.
+    """Return pictures (B, H, W, 3) uint8 by name: inputs, decoded tokens, decoded predictions.
 
     The student's probabilities replace the tokenizer's codes at masked patches only.
     """
@@ -86,9 +86,9 @@ class MultiChoice:
 def multi_choice(
     model: MCBEiT, prediction: Prediction, image: int, patches: Sequence[int], top: int
 ) -> list[MultiChoice]:
-    """Targets of some patches (flat indices) of one image with the head's tau, omega, tau_affinity.
+    """Compute the targets of some patches (flat indices) of one image with the head's settings.
 
-    `top` is the number of codes, the most likely ones.
+    `top` is the number of codes to keep, the most likely ones after refinement.
     """
     settings = model.head.multi_choice
     probs = soft_probs(prediction.token_logits[image : image + 1], settings.tau)
@@ -106,7 +106,7 @@ def multi_choice(
 
 
 def select_patches(prediction: Prediction, image: int, count: int) -> list[int]:
-    """Masked patches (flat indices), from least to most ambiguous for the tokenizer."""
+    """Select masked patches (flat indices), from least to most ambiguous for the tokenizer."""
     probs = soft_probs(prediction.token_logits[image : image + 1], 1.0)[0]
     entropy = torch.special.entr(probs).sum(dim=-1)
     masked = prediction.mask[image].flatten().nonzero().flatten()
@@ -128,7 +128,7 @@ def can_decode(tokenizer: Tokenizer) -> bool:
 def codes_in_place(
     tokenizer: Tokenizer, prediction: Prediction, image: int, choice: MultiChoice
 ) -> np.ndarray:
-    """Each code of `choice` decoded at its patch, (K, s, s, 3) uint8.
+    """Decode each code of `choice` at its patch, (K, s, s, 3) uint8.
 
     The other patches keep the tokenizer's codes: alone, a code loses its contrast in the decoder's
     group norms.
@@ -166,7 +166,7 @@ class TokenizerScores:
         return perplexity(torch.from_numpy(self.counts)).item()
 
     def most_frequent(self, count: int) -> np.ndarray:
-        """Ids of at most `count` used codes, most frequent first."""
+        """Return the ids of at most `count` used codes, most frequent first."""
         return (-self.counts).argsort(kind='stable')[: min(count, (self.counts > 0).sum())]
 
 

@@ -31,13 +31,13 @@ Runs = Mapping[str, TransferRun]  # of one task, by name
 
 
 def transfer_sections(transfers: Sequence[Sequence[Path]], device: str) -> list[Section]:
-    """A table of all transfers, then a section per task; each transfer is a list of work dirs."""
+    """Return a table of all transfers and a section per task; a transfer is a list of work dirs."""
     tasks = [named_runs(folders) for folders in transfers]
     return [table_section(tasks), *(task_section(runs, device) for runs in tasks)]
 
 
 def named_runs(folders: Sequence[Path]) -> dict[str, TransferRun]:
-    """Name the runs of one task by their start, or by folder if several started the same way."""
+    """Name the runs of one task by how they started, or by folder if that is ambiguous."""
     runs = [TransferRun(folder) for folder in folders]
     if len({run.task for run in runs}) > 1:
         tasks = ', '.join(f'{run.folder} ({run.task})' for run in runs)
@@ -49,7 +49,7 @@ def named_runs(folders: Sequence[Path]) -> dict[str, TransferRun]:
 
 
 def table_section(tasks: Sequence[Runs]) -> Section:
-    """Last validation of all runs in one table, and the settings in which their configs differ."""
+    """Tabulate the last validation of all runs, and the settings in which their configs differ."""
     names = list(dict.fromkeys(name for runs in tasks for name in runs))
     rows, changed = [], []
     for runs in tasks:
@@ -67,12 +67,12 @@ def table_section(tasks: Sequence[Runs]) -> Section:
 
 
 def header(names: Sequence[str]) -> list[str]:
-    """Titles of the columns of `cells`."""
+    """Return the titles of the columns of `cells`."""
     return [*names, 'difference'] if len(names) == 2 else [*names]
 
 
 def cells(values: Sequence[float]) -> list[str]:
-    """Text of each value, and of the difference of two; '–' for NaN."""
+    """Format each value, and the difference of two; '–' for NaN."""
     signed = [(value, '') for value in values]
     if len(values) == 2:
         signed.append((values[0] - values[1], '+'))
@@ -80,7 +80,7 @@ def cells(values: Sequence[float]) -> list[str]:
 
 
 def task_section(runs: Runs, device: str) -> Section:
-    """Predictions beside the truth, curves and numbers per class of one task."""
+    """Show predictions beside the truth, curves and numbers per class of one task."""
     task = next(iter(runs.values())).task
     titles = {key: f'validation: {title}, %' for key, title in METRICS[task].items()}
     logs = {name: run.scalars for name, run in runs.items()}
@@ -98,7 +98,7 @@ def task_section(runs: Runs, device: str) -> Section:
 
 
 def class_rows(runs: Runs) -> list[list[str]]:
-    """Rows of a table of the logged numbers per class."""
+    """Return table rows of the logged numbers per class."""
     columns = [run.per_class() for run in runs.values()]
     names = dict.fromkeys(name for column in columns for name in column)
     return [[name, *cells([column.get(name, math.nan) for column in columns])] for name in names]
@@ -107,7 +107,7 @@ def class_rows(runs: Runs) -> list[list[str]]:
 def draw_samples(
     runs: Runs, device: str, count: int = 5
 ) -> tuple[dict[str, list[np.ndarray]], list[tuple[str, Sequence[int]]]]:
-    """Random validation images by 'truth' and run, and (class, color) pairs of segmentation."""
+    """Draw random validation images by 'truth' and run; return (class, color) pairs as well."""
     pictures: dict[str, list[np.ndarray]] = {}
     for name, run in runs.items():
         meta, samples = predict_samples(run, device, count)
@@ -115,12 +115,12 @@ def draw_samples(
             pictures['truth'] = [draw(run.task, sample, meta, truth=True) for sample in samples]
         pictures[name] = [draw(run.task, sample, meta, truth=False) for sample in samples]
     palette = meta['palette'] if run.task == 'segmentation' else ()
-    return pictures, list(zip(meta['classes'], palette, strict=False))
+    return pictures, list(zip(meta.get('classes') or (), palette, strict=False))
 
 
 @torch.no_grad()
 def predict_samples(run: TransferRun, device: str, count: int) -> tuple[Mapping, list]:
-    """Meta data of the validation set, and data samples of a fixed random choice of its images."""
+    """Return the metainfo of the validation set, and predictions on a fixed random choice of it."""
     init_default_scope(run.cfg.default_scope)
     model, _ = load_model(run.cfg, resume.find_checkpoint(run.folder))
     dataset = DATASETS.build(run.cfg.val_dataloader.dataset)
@@ -130,7 +130,7 @@ def predict_samples(run: TransferRun, device: str, count: int) -> tuple[Mapping,
 
 
 def draw(task: str, sample: Any, meta: Mapping, truth: bool) -> np.ndarray:
-    """Image (H, W, 3) with the labels or the prediction of a data sample."""
+    """Draw the labels or the prediction of a data sample: RGB (H, W, 3)."""
     name, options, arguments = VISUALIZERS_OF[task]
     visualizer = VISUALIZERS.get(name)(**options)
     paint = visualizer.visualize_cls if task == 'classification' else visualizer.add_datasample

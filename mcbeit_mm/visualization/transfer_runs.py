@@ -1,4 +1,4 @@
-"""Work dir of a transfer run -> what it logged: curves, last validation, numbers per class."""
+"""Read what a transfer run logged: curves, last validation, numbers per class."""
 
 import re
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class TransferRun:
         return {key: value for entry in self.scalars for key, value in entry.items()}
 
     def per_class(self) -> dict[str, float]:
-        """Percent of each class in the last validation; empty if the metrics log none.
+        """Return percent by class in the last validation; empty if the metrics log none.
 
         Accuracy, IoU or AP (masks if evaluated, else boxes). Classes of a classifier are numbers.
         """
@@ -78,7 +78,7 @@ class TransferRun:
         return {match[1]: value for match, value in matches.items() if match}
 
     def _last_logged(self, pattern: str) -> str:
-        """Group of the last match in the logs, '' if there is none."""
+        """Return the group of the last match in the logs, '' if there is none."""
         for file in sorted(self.folder.glob('*/*.log'), reverse=True):
             if found := re.findall(pattern, file.read_text(), re.DOTALL):
                 return found[-1]
@@ -86,6 +86,6 @@ class TransferRun:
 
 
 def _iou_column(table: Sequence[str]) -> dict[str, float]:
-    """Class -> IoU from the lines of IoUMetric's table."""
+    """Parse class -> IoU from the lines of IoUMetric's table."""
     rows = [[cell.strip() for cell in x.strip('|').split('|')] for x in table if '|' in x]
     return {row[0]: float(row[rows[0].index('IoU')]) for row in rows[1:]}

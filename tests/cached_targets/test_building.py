@@ -158,7 +158,7 @@ def test_wrapped_data_sets_are_refused(root):
     cfg = tiny_config(root)
     wrapped = cfg.train_dataloader.dataset
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=wrapped)
-    with pytest.raises(ValueError, match='concatenated or repeated data sets, cache each one'):
+    with pytest.raises(ValueError, match='cache concatenated or repeated data sets one by one'):
         CacheBuilder(cfg, None)
 
 

@@ -194,7 +194,7 @@ def test_counts_are_shared_with_spawned_processes(tmp_path):
     bad = BadSamples(2000, seed=0, report=tmp_path / 'bad.jsonl')
     # What spawn does: tensors travel as handles of shared memory.
     copy = pickle.loads(ForkingPickler.dumps(bad))
-    copy.note(4, 4, '4.jpg', BadImageError('broken'))
+    copy.note(4, '4.jpg', BadImageError('broken'))
     assert bad.count == 1 and bad.entries()[0]['reason'] == 'BadImageError: broken'
 
 
@@ -208,7 +208,7 @@ def _append(arguments):
     bad = BadSamples(10_000, seed=0, report=report, max_share=1)
     bad._seen[:] = 1
     for index in range(start, 4000, 4):
-        bad.note(index, index, 'x' * 300, BadImageError('y' * 300))
+        bad.note(index, 'x' * 300, BadImageError('y' * 300))
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path):

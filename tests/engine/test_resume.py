@@ -148,7 +148,7 @@ def test_a_damaged_file_given_by_name_is_refused(work, capsys):
     with pytest.raises(ValueError) as error:
         resume.find_checkpoint(bad)
     assert str(error.value) == (
-        f'checkpoint {bad} is damaged ({resume.damage(bad)}): give the folder {work} to use its '
+        f'checkpoint {bad} is damaged ({resume.damage(bad)}): pass the folder {work} to use its '
         'newest good one'
     )
     assert capsys.readouterr().err == ''
@@ -227,7 +227,7 @@ def test_what_resume_means(work, tmp_path, capsys):
     assert resume.checkpoint_to_resume(str(work), 'auto') == str(work / 'epoch_3.pth')
     assert resume.checkpoint_to_resume('x', str(work)) == str(work / 'epoch_3.pth')
     assert resume.checkpoint_to_resume('x', str(work / 'epoch_1.pth')) == str(work / 'epoch_1.pth')
-    with pytest.raises(FileNotFoundError, match='no checkpoint .*: give a .pth file or the work'):
+    with pytest.raises(FileNotFoundError, match='no checkpoint .*: pass a .pth file or the work'):
         resume.checkpoint_to_resume('x', str(tmp_path / 'none.pth'))
 
 

@@ -11,12 +11,12 @@ RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def world_size(launcher: str | None) -> int:
-    """Number of processes that a launcher started; 1 for 'none'."""
+    """Return the number of processes that a launcher started; 1 for 'none'."""
     return int(os.environ.get(WORLD_SIZE.get(launcher, ''), 1))
 
 
 def global_batch(cfg: Config) -> tuple[int, int, int]:
-    """Images per process and forward pass, processes, forward passes per optimizer step."""
+    """Return images per process and forward pass, processes, forward passes per step."""
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     return cfg.train_dataloader.batch_size, world_size(cfg.get('launcher')), accumulated
 

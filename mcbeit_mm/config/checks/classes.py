@@ -90,7 +90,7 @@ def _check_heads(cfg: Config, datasets: dict[str, ConfigDict]) -> None:
 
 
 def _heads(node: ConfigDict | list | None, place: str) -> Iterator[tuple[str, int]]:
-    """Heads with num_classes: single, in a cascade's list, or inside a roi_head."""
+    """Yield heads with num_classes: single, in a cascade's list, or inside a roi_head."""
     if isinstance(node, list | tuple):
         for index, head in enumerate(node):
             yield from _heads(head, f'{place}.{index}')
@@ -102,14 +102,16 @@ def _heads(node: ConfigDict | list | None, place: str) -> Iterator[tuple[str, in
 
 
 def _class_names(cfg: Config, dataset: ConfigDict) -> list[str] | None:
-    """Classes of the config's metainfo, else of the data set's METAINFO, or None."""
+    """Return the classes of the config's metainfo, else of the data set's METAINFO, or None."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None and 'type' in dataset:
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
         known = getattr(kind, 'METAINFO', {})
-        classes = known.get('thing_classes', known.get('classes'))  # boxes of panoptic data: things
+        classes = known.get(
+            'thing_classes', known.get('classes')
+        )  # panoptic data has boxes of things only
     if isinstance(classes, str | Path):
         classes = list_from_file(classes)
     return list(classes) if classes else None

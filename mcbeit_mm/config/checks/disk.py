@@ -15,12 +15,13 @@ MOMENTS = dict(SGD=1, Lion=1)
 
 
 def check_disk(cfg: Config, model: nn.Module) -> str:
-    """Compare the checkpoints of a run with the free space and return both in words.
+    """Compare the checkpoints of a run with the free space; return both as text.
 
-    Checkpoints of an earlier run in the work dir count as free space: they are replaced.
+    Checkpoints of an earlier run in the work dir count as free space: they are replaced. Prints a
+    warning if more than half of the space is needed.
 
     Raises:
-        ValueError: the checkpoints do not fit; prints a warning if they fill half of the disk.
+        ValueError: the checkpoints do not fit.
     """
     size, number = checkpoint_size(cfg, model), planned_checkpoints(cfg)
     free, place = free_space(cfg.work_dir)
@@ -38,7 +39,7 @@ def check_disk(cfg: Config, model: nn.Module) -> str:
 
 
 def checkpoint_size(cfg: Config, model: nn.Module) -> int:
-    """Bytes of a checkpoint: fp32 weights, and the optimizer's moments of the trained ones."""
+    """Return the bytes of fp32 weights and of the optimizer's moments of the trained ones."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     moments = MOMENTS.get(optimizer.get('type'), 2) if hook.get('save_optimizer', True) else 0
@@ -47,7 +48,7 @@ def checkpoint_size(cfg: Config, model: nn.Module) -> int:
 
 
 def planned_checkpoints(cfg: Config) -> int:
-    """Largest number of checkpoints at a time: one is written before another is deleted."""
+    """Return the peak number of checkpoints: one is written before another is deleted."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint')
     if not hook:
         return 0
@@ -65,7 +66,7 @@ def planned_checkpoints(cfg: Config) -> int:
 
 
 def free_space(folder: str) -> tuple[int, Path]:
-    """Free bytes of the disk for a folder, and its nearest existing parent."""
+    """Return the free bytes on the disk of a folder, and its nearest existing parent."""
     place = Path(folder).resolve()
     while not place.exists():
         place = place.parent
@@ -73,6 +74,6 @@ def free_space(folder: str) -> tuple[int, Path]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers of all parameters of a model and of the trained ones."""
+    """Return the numbers of all and of trained parameters of a model."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

@@ -86,7 +86,7 @@ def _check_mask(grid: Grid | None, patches: Grid, transform: str) -> None:
 
 
 def _geometry(config: Any) -> dict[str, int] | None:
-    """Vocabulary and stride of a tokenizer's config; None if its class does not state them."""
+    """Return vocab_size and stride of a tokenizer's config; None if its class lacks `geometry`."""
     kind = _class(MODELS, config)
     if not hasattr(kind, 'geometry'):
         return None
@@ -94,7 +94,7 @@ def _geometry(config: Any) -> dict[str, int] | None:
 
 
 def _steps(node: Any) -> Iterator[dict]:
-    """All transforms of a data set, including nested ones and those of wrapped data sets."""
+    """Yield all transforms of a data set, including nested ones and those of wrapped data sets."""
     if isinstance(node, dict):
         if 'type' in node:
             yield node
@@ -110,13 +110,13 @@ def _class(registry: Registry, config: dict) -> type | None:
 
 
 def type_name(config: dict) -> str:
-    """Class name of a node, without its scope."""
+    """Return the class name of a node, without its scope."""
     kind = config.get('type')
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
 def _value(registry: Registry, config: dict, key: str) -> Any:
-    """An argument of a component: the config's, else the class's default, else None."""
+    """Return an argument of a component: the config's, else the class's default, else None."""
     if key in config:
         return config[key]
     kind = _class(registry, config)

@@ -38,7 +38,7 @@ PARAMWISE_KEYS = {
 
 
 def check_keys(cfg: Config) -> None:
-    """Raise ValueError for a misspelled key, with the nearest known ones.
+    """Raise ValueError for a misspelled key and suggest the nearest known ones.
 
     Classes of this package must take every key. Elsewhere parents may remove keys before a class
     is built, and variables are free, so only near misses of a known key are refused; the rest is
@@ -81,7 +81,7 @@ def check_option(cfg: Config, option: str) -> None:
 def refuse_unknown(
     place: str, given: Iterable[str], known: Iterable[str], complete: bool = False
 ) -> None:
-    """Raise ValueError for the first key that is not known; unless `complete`, for slips only."""
+    """Raise ValueError for the first unknown key; for near misses only, unless `complete`."""
     for key in sorted(set(given) - set(known)):
         swapped = [name for name in known if sorted(name) == sorted(key)]
         cutoff = 0.6 if complete else 0.9
@@ -93,7 +93,7 @@ def refuse_unknown(
 
 
 def arguments_of(node: dict | Config, scope: str | None) -> tuple[frozenset[str], bool]:
-    """Known keys of a node, and whether its class takes no others: only ours are that certain."""
+    """Return known keys of a node, and whether they are all (certain only for our classes)."""
     kind = node.get('type')
     if kind is None:
         return frozenset(), False
@@ -106,7 +106,7 @@ def arguments_of(node: dict | Config, scope: str | None) -> tuple[frozenset[str]
 
 @cache
 def class_arguments(kind: Callable) -> tuple[frozenset[str], bool]:
-    """Names that a class or function takes, and whether it takes no others.
+    """Return the argument names of a class or function, and whether it takes no others.
 
     Constructors of this package pass **kwargs to the next one; others may read any key from it.
     """
@@ -130,7 +130,7 @@ def class_arguments(kind: Callable) -> tuple[frozenset[str], bool]:
 def _typed_nodes(
     node: object, place: str, scope: str | None
 ) -> Iterator[tuple[str, dict, str | None]]:
-    """All nodes with a type, with their place and the scope in which MMEngine builds them."""
+    """Yield all nodes with a type, their place, and the scope in which MMEngine builds them."""
     if isinstance(node, dict):
         scope = node.get('_scope_', scope)
         if 'type' in node:
@@ -144,7 +144,7 @@ def _typed_nodes(
 
 @cache
 def _classes(name: str, scope: str | None) -> tuple[Callable, ...]:
-    """All classes that a name may stand for: registries of models and of tasks share names."""
+    """Return all classes of a name: registries of models and of tasks share names."""
     source = import_module(f'{scope or "mmengine"}.registry')
     registries = [value for value in vars(source).values() if isinstance(value, Registry)]
     found = [registry.get(name) for registry in registries]

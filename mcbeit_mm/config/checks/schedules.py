@@ -55,7 +55,7 @@ def _check_ends(schedules: list | ConfigDict, key: str, length: int) -> None:
 
 
 def _end(schedule: ConfigDict, length: int) -> float:
-    """End of a schedule; without `end`, Runner lets it end with training."""
+    """Return the end of a schedule; without `end`, Runner ends it with training."""
     begin, end = schedule.get('begin', 0), schedule.get('end', length)
-    period = schedule.get('T_max')  # of a cosine, which rises afterwards
+    period = schedule.get('T_max')  # of a cosine, which rises again afterwards
     return end if period is None else begin + period

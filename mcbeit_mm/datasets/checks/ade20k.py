@@ -99,9 +99,14 @@ def _pair(split: str, names: list[str], masks: Path, report: Report) -> dict[str
     unpaired = sorted(existing - set(mask_of.values()))
     report.error('two images for one mask', [f'{split}/{x}' for x in repeated(stems.values())])
     report.error('image without a mask', [f'{split}/{x}' for x in names if x not in mask_of])
-    report.error('file without an image among the masks', [f'{split}/{x}' for x in unpaired])
+    masks_alone = [f'{split}/{x}' for x in unpaired if x.endswith('.png')]
+    report.error('mask without an image', masks_alone)
     report.note(
-        'image that is no .jpg: the ADE20K data set leaves it out, set img_suffix',
+        'file among the masks that is not a .png: skipped',
+        [f'{split}/{x}' for x in unpaired if not x.endswith('.png')],
+    )
+    report.note(
+        'image other than .jpg: ADE20KDataset skips it unless img_suffix is set',
         [f'{split}/{x}' for x in names if not x.endswith('.jpg')],
     )
     return mask_of

@@ -21,7 +21,7 @@ def check_coco(
     """Check annotation files against image folders.
 
     Args:
-        split: pairs (annotation file, image folder) relative to `root`; default: those of COCO.
+        split: pairs (annotation file, image folder) relative to `root`; default: COCO's.
         reading: see `open_files`.
     """
     root, report, categories = Path(root), Report(), []
@@ -93,7 +93,7 @@ def _check_images(
         f'{prefix}size in the file differs from that of the image (after EXIF rotation)', wrong_size
     )
     report.note(
-        f'{prefix}image in the folder that the file leaves out: not used',
+        f'{prefix}image in the folder but not in the file: not used',
         sorted(set(names) - set(listed)),
     )
 
@@ -122,7 +122,7 @@ def _check_categories(prefix: str, content: dict[str, list], report: Report) -> 
     if len(names) != 80:
         report.note(
             f'{prefix}{len(names)} categories, not the 80 of COCO: the config needs their names '
-            'and number, or mmdet leaves every annotation out'
+            'and number, or mmdet drops every annotation'
         )
 
 
@@ -157,10 +157,10 @@ def mask_problem(mask: object, size: tuple[int, int]) -> str | None:
 
 
 def decode_counts(text: str) -> list[int] | None:
-    """Return the run lengths of COCO's compressed RLE, None if it is broken off.
+    """Return the run lengths of COCO's compressed RLE, None if it is truncated.
 
-    Not left to pycocotools, which trusts the text: it reads past its end and leaves pixels that the
-    runs do not cover uninitialized.
+    pycocotools trusts the text: it reads past its end, and leaves pixels that the runs do not cover
+    uninitialized.
     """
     counts: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Shared by the checks of all layouts: the report, finding images, opening each of them."""
+"""Shared by the layout checks: the report, listing images, opening every file."""
 
 import os
 import warnings
@@ -22,9 +22,10 @@ ODD_NAME = 'control character, undecodable byte or outer space in a file name (r
 
 
 class Opened(NamedTuple):
-    """An opened image or mask: (width, height) after EXIF rotation, class ids of a mask.
+    """Result of opening an image or mask.
 
-    `error` is empty if it is usable.
+    `size` is (width, height) after EXIF rotation, `ids` the class ids of a mask; `error` is empty
+    if the file is usable.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -34,18 +35,21 @@ class Opened(NamedTuple):
 
 @dataclass
 class Report:
-    """Facts to print, errors that break a run, and notes; errors and notes: kind -> places."""
+    """Findings of a check: facts to print, errors that would break a run, and notes.
+
+    `errors` and `notes` map each kind to the places where it occurs.
+    """
 
     facts: list[str] = field(default_factory=list)
     errors: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def error(self, kind: str, places: Iterable | None = None) -> None:
-        """Add an error; with `places`, one for each file, annotation or class (none if empty)."""
+        """Add an error per place (file, annotation or class), or a single one without `places`."""
         _add(self.errors, kind, places)
 
     def note(self, kind: str, places: Iterable | None = None) -> None:
-        """Add a note on something that does not break a run; `places` as for `error`."""
+        """Add a note, which does not break a run; `places` as for `error`."""
         _add(self.notes, kind, places)
 
     def text(self, examples: int | None = 3) -> str:
@@ -65,7 +69,12 @@ class Report:
 
 
 def _add(findings: dict[str, list[str]], kind: str, places: Iterable | None) -> None:
-    if places is None or (places := [str(place) for place in places]):
+    places = places and [
+        # names that are not UTF-8 cannot be printed
+        str(place).encode(errors='backslashreplace').decode()
+        for place in places
+    ]
+    if places is None or places:
         findings.setdefault(kind, []).extend(places or ())
 
 
@@ -89,7 +98,7 @@ def list_files(folder: str | Path) -> list[str]:
 
 
 def list_images(folder: Path, report: Report) -> list[str]:
-    """Return the images below `folder` that the data sets read; report other and odd names."""
+    """Return the images below `folder` that data sets read; report skipped files, odd names."""
     images, others = [], []
     for name in list_files(folder):
         hidden = os.path.basename(name).startswith('.')
@@ -137,7 +146,7 @@ def open_files(
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Opened]:
-    """Open the files `folder`/name in `workers` processes; report errors, return the usable."""
+    """Open the files `folder`/name in `workers` processes; report bad ones, return the rest."""
     paths = [os.path.join(folder, name) for name in names]
     function = partial(inspect, fast=fast)
     bar = dict(total=len(paths), console=Console(stderr=True), disable=not progress)

@@ -16,10 +16,10 @@ def check_dataset(
     Args:
         layout: 'imagenet', 'ade20k', 'coco' or 'folder'.
         out: file for the report with every problem.
-        options: of the layout's check, and `fast`, `workers` and `progress` of `open_files`.
+        options: arguments of the layout's check, and `fast`, `workers`, `progress` of `open_files`.
 
     Raises:
-        FileNotFoundError: the folder, or a list of `options`, does not exist.
+        FileNotFoundError: the folder, or a list named in `options`, does not exist.
         ValueError: a list is malformed.
     """
     if not Path(root).is_dir():
@@ -31,7 +31,7 @@ def check_dataset(
 
 
 def check_folder(root: str | Path, **reading) -> Report:
-    """Check a tree of unlabeled images, as pretraining and tokenizer training take it."""
+    """Check a tree of unlabeled images, for pretraining or tokenizer training."""
     root, report = Path(root), Report()
     names = list_images(root, report)
     report.facts.append(f'{len(names)} images')

@@ -1,4 +1,4 @@
-"""Check train/ and val/ with a folder per class, or lists of "path label"; write such lists."""
+"""Check train/ and val/ with a folder per class, or with lists of "path label"; write lists."""
 
 import re
 from pathlib import Path
@@ -64,7 +64,7 @@ def check_imagenet(
         readable = {split: [s for s in samples[split] if s[0] in usable[split]] for split in names}
         _write_lists(Path(write_lists), readable, names, report)
     elif write_lists:
-        report.facts.append('no lists written: the layout has to be right first')
+        report.facts.append('no lists written: fix the layout first')
     return report
 
 
@@ -72,7 +72,7 @@ def _find_split(root: Path, split: str, report: Report) -> bool:
     if (root / split).is_dir():
         return True
     inner = [*root.glob(f'*/*/{split}'), *root.glob(f'*/{split}')]
-    hint = f'; there is one in {inner[0].parent}: give that folder' if inner else ''
+    hint = f'; found one in {inner[0].parent}: pass that folder' if inner else ''
     report.error(f'no folder {root / split}{hint}')
     return False
 
@@ -104,21 +104,21 @@ def _check_folders(folder: Path, images: list[str], report: Report) -> None:
         report.error(
             f'{split}/ holds {len(flat)} images and no class folders. Move each image into the '
             f'folder of its class, named as in train/ (ILSVRC2012: by the validation ground truth '
-            f'of the development kit), or give a list of "path label" lines (--{split}-list)'
+            f'of the development kit), or pass a list of "path label" lines (--{split}-list)'
         )
     elif flat:
         report.note(f'image outside the class folders of {split}/: skipped', flat)
     empty = sorted(classes - {_class_of(name) for name in images})
-    kind = 'class folder without images (it takes a label: fill it or delete it)'
+    kind = 'class folder without images (it still takes a label: fill or delete it)'
     report.error(kind, [f'{split}/{name}' for name in empty])
 
 
 def _check_list(split: str, samples: Samples, images: list[str], report: Report) -> None:
     paths = [path for path, _ in samples]
     missing, unlisted = sorted(set(paths) - set(images)), sorted(set(images) - set(paths))
-    report.error(f'{split} list: no such file below {split}/ (paths start below it)', missing)
+    report.error(f'{split} list: no such file below {split}/ (paths are relative to it)', missing)
     report.error(f'{split} list: path given more than once', sorted(repeated(paths)))
-    report.note(f'image that the {split} list leaves out: not used', unlisted)
+    report.note(f'image that is not in the {split} list: not used', unlisted)
     labels = sorted({label for _, label in samples})
     if labels != list(range(len(labels))):
         first = f'; labels start at {labels[0]}, subtract it' if labels[0] else ''
@@ -157,7 +157,7 @@ def _check_classes(
         report.note(
             f'{split}: the labels are not in sorted order of the class names. Training and '
             'testing with the same lists is fine. A head belongs to one order: sort a released '
-            'one by tools/convert_checkpoint.py --label-order, the lists by --write-lists'
+            'one with tools/convert_checkpoint.py --label-order, the lists with --write-lists'
         )
     wordnet = all(name == '' or WORDNET_ID.fullmatch(name) for name in names.values())
     imagenet = expected is None and 500 < len(names) <= 1000 and wordnet
@@ -180,7 +180,7 @@ def _compare_splits(train: Names, val: Names, report: Report) -> None:
     elif len(train) != len(val):
         report.error(f'train has {len(train)} classes, val {len(val)}')
     elif all(known) and train != val:
-        report.error('train and val give one label to different classes: use matching lists')
+        report.error('train and val assign one label to different classes: use matching lists')
 
 
 def _write_lists(
@@ -188,7 +188,7 @@ def _write_lists(
 ) -> None:
     """Write train.txt, val.txt and, if the names are known, classes.txt in sorted order.
 
-    label_order.txt gets the names by the given labels if that is another order.
+    label_order.txt gets the names in the order of the given labels if that differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = next((n for n in names.values() if n and '' not in n.values()), {})

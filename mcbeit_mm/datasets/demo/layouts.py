@@ -18,7 +18,7 @@ NAMES = {  # split -> its name in ADE20K, in COCO
     'val': ('validation', 'val2017'),
 }
 LIMITS = dict(train=(10, 10**6), val=(10, 10**6), size=(64, 512), seed=(0, 2**32 - 1))
-RECIPE = 1  # increment when the images change, so that existing sets are not taken for new ones
+RECIPE = 1  # increment when the images change: existing sets then no longer match
 
 
 def semantic_mask(opacities: np.ndarray, label: int) -> np.ndarray:

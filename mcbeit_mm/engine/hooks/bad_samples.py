@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ...datasets.bad_samples import BadSamples
 from ...errors import SetupError
 
-SHOWN = 3  # samples of one iteration in the log; the file lists all
+SHOWN = 3  # samples per warning in the log; the file lists all
 
 
 @HOOKS.register_module()

@@ -12,9 +12,9 @@ from ...tokenizers.release import write_release
 class ExportTokenizerHook(Hook):
     """Writes `<work_dir>/tokenizer` (model.yaml, last.ckpt) in the released layout.
 
-    It is written after training and, once codes exist, after each validation, so that a run that
-    is stopped early has one too. Load it by `checkpoint='<work_dir>/tokenizer'` of
-    GumbelVQGANTokenizer or EMAVQGANTokenizer.
+    It is written after training and, once codes exist, after each validation, so that runs stopped
+    early have one too. Load it with `checkpoint='<work_dir>/tokenizer'` of GumbelVQGANTokenizer or
+    EMAVQGANTokenizer.
     """
 
     _training = False

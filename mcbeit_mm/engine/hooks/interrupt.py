@@ -43,8 +43,8 @@ class InterruptHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Install the signal handlers."""
-        self._saver = _saver(runner)
-        if self._saver is None:  # without checkpoints a signal ends the run as any program
+        self._saver = _find_saver(runner)
+        if self._saver is None:  # without checkpoints, keep the default handlers
             return
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ResumableEpochLoop):
@@ -110,7 +110,7 @@ class InterruptHook(Hook):
         raise SystemExit(INTERRUPTED)
 
 
-def _saver(runner: Runner) -> CheckpointHook | None:
+def _find_saver(runner: Runner) -> CheckpointHook | None:
     savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
     for hook in savers:
         if hasattr(hook, 'save_now'):
@@ -133,8 +133,8 @@ def _shield_workers(dataloader: DataLoader) -> None:
 def _init_worker(worker_id: int, inner: Callable[[int], None] | None) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # multiprocessing ends workers by SIGTERM, so only that of the parent must count. The sender is
-    # known to a thread that waits for the blocked signal, not to a handler.
+    # multiprocessing ends workers by SIGTERM, so only the parent's may count. Handlers do not learn
+    # the sender, but a thread that waits for the blocked signal does.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     if inner is not None:

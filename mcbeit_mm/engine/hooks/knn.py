@@ -18,8 +18,8 @@ class KNNHook(Hook):
     """Logs `knn_top1` in percent every `interval` epochs and after the last one.
 
     All ranks extract features, rank 0 classifies. The value goes to the log, the visualizer
-    (scalars.json) and the message hub. With our loops the training stays bit-identical; MMEngine's
-    draw other random numbers afterwards.
+    (scalars.json) and the message hub. With our loops, training stays bit-identical; with
+    MMEngine's, later random numbers differ.
 
     Args:
         data: folder with train/ and val/, each with a folder per class.

@@ -20,7 +20,7 @@ from ...errors import SetupError
 
 SPIKE = 10.0  # median absolute deviations; 6.7 standard deviations of a normal distribution
 WINDOW = 100  # iterations that a loss is compared with
-SHOWN = 3  # images of a step in the log; the file lists all
+SHOWN = 3  # images per step in the log; the file lists all
 
 
 @HOOKS.register_module()
@@ -34,7 +34,7 @@ class NumericsHook(Hook):
 
     Args:
         max_in_a_row: SetupError on all ranks after this many skipped steps in a row; a
-            GradScaler gets from 65536 to 1 in 16.
+            GradScaler drops from 65536 to 1 in 16.
     """
 
     priority = 'HIGH'  # after RuntimeInfoHook logs the loss, before EMAHook averages buffers
@@ -136,14 +136,16 @@ class NumericsHook(Hook):
             )
 
     def _write(self, kind: str, batches: list[dict[str, Any]]) -> str:
-        """Append a line on these batches; return the first of their images."""
+        """Append a line on these batches; return their first images, or 'unknown'."""
         images = [path for batch in batches for path in batch['images']]
-        losses = [{k: _number(v) for k, v in batch['losses'].items()} for batch in batches]
+        losses = [
+            {k: _as_json(_number(v)) for k, v in batch['losses'].items()} for batch in batches
+        ]
         entry = dict(kind=kind, iter=batches[-1]['iter'], losses=losses, images=images)
         with self._file.open('a') as file:
             file.write(json.dumps(entry) + '\n')
         rest = f' and {len(images) - SHOWN} more' if len(images) > SHOWN else ''
-        return ', '.join(images[:SHOWN]) + rest
+        return ', '.join(images[:SHOWN]) + rest or 'unknown'
 
 
 @torch.no_grad()
@@ -177,7 +179,7 @@ def _copy(to: list[Tensor], source: list[Tensor]) -> None:
 
 
 def _is_spike(losses: np.ndarray) -> bool:
-    """Whether the last loss is far above the median of the WINDOW before."""
+    """Whether the last loss is far above the median of the WINDOW before it."""
     *before, last = losses
     before = np.array(before)[np.isfinite(before)]
     if len(losses) <= WINDOW or not len(before) or not math.isfinite(last):
@@ -198,3 +200,8 @@ def _paths(data_batch: Any) -> list[str]:
 
 def _number(value: Any) -> float:
     return float(value.detach().float().mean() if isinstance(value, Tensor) else value)
+
+
+def _as_json(number: float) -> float | str:
+    """Return a finite number, or the name of one that JSON does not have."""
+    return number if math.isfinite(number) else str(number)

@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_gather, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from ...errors import SetupError
 from ...fileio.atomic_files import (
@@ -53,8 +53,8 @@ class SafeCheckpointHook(CheckpointHook):
     `rank_states` (see `rank_state`) and meta['run'] (see `experiment.run_facts`).
 
     Raises:
-        SetupError: the disk is full, which names the last good checkpoint; or `out_dir` is not a
-            local folder.
+        SetupError: the disk is full (the message names the last good checkpoint), or `out_dir` is
+            not a local folder.
     """
 
     _rank_states: list | None = None  # to be saved, or loaded and to be restored
@@ -83,13 +83,13 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint['rank_states'] = self._rank_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep `rank_states` until the run is set up; adapt the position to the batch size.
+        """Keep `rank_states` until training starts; adapt the position to the batch size.
 
         Accumulated gradients of another batch size are dropped.
         """
         states, meta = checkpoint.pop('rank_states', None), checkpoint.get('meta') or {}
-        if 'iter' not in meta:
-            return
+        if 'iter' not in meta or not isinstance(runner._train_loop, BaseLoop):
+            return  # in a test, the training data set must not be built
         place = meta['iter']
         move_position(meta, _facts(runner))
         if states is not None and meta['iter'] != place:

@@ -44,15 +44,14 @@ class ForwardTimer:
         return sum(start.elapsed_time(end) for start, end in pairs) / 1000
 
     def remove(self) -> None:
-        """Take the hooks off the module."""
+        """Remove the hooks from the module."""
         for handle in self._handles:
             handle.remove()
 
 
 @HOOKS.register_module()
 class ThroughputHook(Hook):
-    """Adds images_per_s (all ranks) and tokenizer_share (0..1 of this rank's step time) to the
-    training log.
+    """Logs images_per_s (all ranks) and tokenizer_share (0..1, of this rank's step time).
 
     Args:
         interval: iterations between readings of the tokenizer's time; on CUDA each one waits for

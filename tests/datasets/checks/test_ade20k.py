@@ -47,16 +47,14 @@ def test_missing_pairs(root):
     report = check_ade20k(root)
     assert report.errors == {
         'image without a mask': ['training/c.jpg'],
-        'file without an image among the masks': ['training/a.png'],
+        'mask without an image': ['training/a.png'],
     }
     (root / 'annotations/training/b.png').rename(root / 'annotations/training/b.jpg')
     (root / 'annotations/training/.DS_Store').touch()
     report = check_ade20k(root)
     assert 'training/b.jpg' in report.errors['image without a mask']
-    assert report.errors['file without an image among the masks'] == [
-        'training/a.png',
-        'training/b.jpg',
-    ]
+    assert report.errors['mask without an image'] == ['training/a.png']
+    assert report.notes['file among the masks that is not a .png: skipped'] == ['training/b.jpg']
 
 
 def test_missing_folder(root):

@@ -129,7 +129,7 @@ def test_damaged_and_unlisted_images(tmp_path):
     (tmp_path / 'photos/b.jpg').write_bytes(b'')
     report = check(tmp_path, content())
     assert 'empty file' in errors(report)
-    assert any('leaves out' in note for note in report.notes)
+    assert any('in the folder but not in the file' in note for note in report.notes)
 
 
 def test_splits_with_different_categories(tmp_path):

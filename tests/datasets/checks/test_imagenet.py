@@ -45,7 +45,7 @@ def test_right_folders(root):
 def test_missing_and_nested_folder(root, tmp_path_factory):
     outer = tmp_path_factory.mktemp('outer')
     (outer / 'data').symlink_to(root)
-    assert f'there is one in {outer}/data' in errors(check_imagenet(outer))
+    assert f'found one in {outer}/data' in errors(check_imagenet(outer))
 
 
 def test_flat_val_is_explained(root):

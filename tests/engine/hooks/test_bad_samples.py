@@ -38,7 +38,7 @@ def warned(monkeypatch):
 
 def fail(bad, index, seen=1):
     bad._seen[: max(seen, index + 1)] = 1
-    bad.note(index, index, f'{index}.jpg', BadImageError('truncated'))
+    bad.note(index, f'{index}.jpg', BadImageError('truncated'))
 
 
 def test_registered_with_its_share():

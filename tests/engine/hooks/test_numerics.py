@@ -155,7 +155,7 @@ def test_a_nan_changes_nothing(tmp_path, kind, settings):
     expected = dict(kind='nonfinite', iter=4, images=['12.png', '13.png', '14.png', '15.png'])
     (event,) = events(tmp_path)
     (losses,) = event.pop('losses')
-    assert event == expected and np.isnan(losses['loss'])
+    assert event == expected and losses['loss'] == 'nan'
 
 
 def test_an_infinite_norm_of_clipped_gradients_is_not_a_step_of_zeros(tmp_path):
@@ -176,7 +176,7 @@ def test_with_accumulation_the_whole_step_is_skipped(tmp_path):
     assert not same((states[4][0], {}), (states[8][0], {}))
     (event,) = events(tmp_path)
     assert event['iter'] == 4 and len(event['images']) == 16
-    assert [np.isnan(losses['loss']) for losses in event['losses']] == [False] * 3 + [True]
+    assert [losses['loss'] == 'nan' for losses in event['losses']] == [False] * 3 + [True]
 
 
 def test_averaged_weights_stay_finite(tmp_path):
@@ -292,7 +292,7 @@ def test_two_ranks_skip_together(tmp_path):
         (line,) = (tmp_path / f'nonfinite_rank{number}.jsonl').read_text().splitlines()
         event = json.loads(line)
         assert event['iter'] == 2 and event['images'] == [f'{number}.png']
-        assert np.isnan(event['losses'][0]['loss']) == bool(number)
+        assert (event['losses'][0]['loss'] == 'nan') == bool(number)
 
 
 def test_counts_survive_a_checkpoint(tmp_path):
