@@ -20,7 +20,7 @@ def cfg():
     return load(CONFIG)
 
 
-def test_wrong_path_proposes_a_near_one():
+def test_wrong_path_suggests_a_similar_one():
     with pytest.raises(FileNotFoundError, match='did you mean .*coslr-800e_in1k.py'):
         launch.load_config(str(CONFIG).replace('800e', '801e'))
 
