@@ -1,13 +1,13 @@
 # Every target works from a fresh clone with Python 3.10-3.12, its venv module and make, in the
-# active virtualenv or conda environment, else in .venv (see tools/environment.sh).
+# active virtualenv or conda environment, or else in .venv (see tools/environment.sh).
 .PHONY: help install demo test check
 PYTHON_HERE = "$$(tools/environment.sh)"
 
 help:
-	@echo 'make install  everything; EXTRAS=seg or PYTHON=python3.12 choose otherwise'
-	@echo 'make demo     pretraining and three transfers on the CPU, explained by README.md'
-	@echo "make test     the tests; ARGS='-k losses' goes to pytest"
-	@echo 'make check    ruff: lint and format'
+	@echo 'make install  install everything; EXTRAS=seg and PYTHON=python3.12 change that'
+	@echo 'make demo     tokenizer, pretraining, three transfers, report (see README.md)'
+	@echo "make test     run the tests; ARGS='-k losses' is passed to pytest"
+	@echo 'make check    lint and check the format with ruff'
 
 install:
 	@tools/install.sh

@@ -1,4 +1,4 @@
-"""Metadata of mcbeit_mm; settings of the tools lie in pyproject.toml."""
+"""Package metadata of mcbeit_mm; pyproject.toml configures the tools."""
 
 import re
 from pathlib import Path

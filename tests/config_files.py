@@ -1,4 +1,4 @@
-"""The repository's config files for tests, each read once per session."""
+"""The config files of the repository, each parsed once per session."""
 
 import copy
 import os
@@ -10,11 +10,11 @@ from conftest import ROOT
 from mmengine.config import Config, utils
 
 CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-_read_index = cache(utils.load)  # a base of mmdet has Config parse its 102 YAML files
+_read_index = cache(utils.load)  # with a base in mmdet, Config parses its 102 YAML files
 
 
 def load(path: str | Path, **variables: str) -> Config:
-    """A config file, given from configs/ on, under these environment variables MCBEIT_*."""
+    """Load a config by its path below configs/, with only these MCBEIT_* variables set."""
     return copy.deepcopy(_load(ROOT / 'configs' / path, tuple(variables.items())))
 
 

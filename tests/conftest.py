@@ -32,9 +32,9 @@ TINY_VQGAN = dict(
 
 
 def pytest_collection_finish() -> None:
-    """Take the imported libraries out of garbage collection.
+    """Exclude the imported libraries from garbage collection.
 
-    MMEngine's data sets call gc.collect(), which otherwise walks them for a second each time.
+    MMEngine's data sets call gc.collect(), which otherwise traverses them for a second each time.
     """
     gc.collect()
     gc.freeze()
@@ -48,13 +48,13 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _no_default_scope():
-    """Reset the scope that a Runner sets; other tests build models without one."""
+    """Reset the default scope that a Runner sets; other tests build models without one."""
     yield
     DefaultScope._instance_dict.clear()
 
 
 class Golden:
-    """A golden file: arrays as tensors by name, and the sizes of the model that made them."""
+    """A golden file: tensors by name, and the sizes of the model that produced them."""
 
     def __init__(self, name: str):
         self.sizes = json.loads((GOLDEN / 'config.json').read_text())['files'][f'{name}.npz']
@@ -80,7 +80,7 @@ def golden_json():
 
 
 def backbone_from(sizes: dict, **kwargs):
-    """A MCBEiTViT with the sizes of a golden file."""
+    """Build an MCBEiTViT with the sizes of a golden file."""
     from mcbeit_mm.backbone import MCBEiTViT
 
     dims = sizes['embed_dim']
@@ -99,5 +99,5 @@ def backbone_from(sizes: dict, **kwargs):
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest absolute difference over the largest expected value."""
+    """Return the largest absolute difference over the largest expected magnitude."""
     return float((got - expected).abs().max() / expected.abs().max())

@@ -30,7 +30,7 @@ CASES = dict(
 
 
 def images(counts, seed=0):
-    """Views and masks of a global batch with these numbers of masked patches."""
+    """Views and masks of a global batch with these counts of masked patches."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.rand, generator=generator)
     masks = [draw(16).argsort().view(4, 4) < count for count in counts]
@@ -48,7 +48,7 @@ def part(batch, rank, world):
 
 
 def model(**head):
-    """A tiny MCBEiT; the same one at every call."""
+    """Build a tiny MCBEiT, with the same weights in every call."""
     torch.manual_seed(0)
     tokenizer = GumbelVQGANTokenizer(**{k: v for k, v in TOKENIZER.items() if k != 'type'})
     for param in tokenizer.parameters():  # otherwise the logits are nearly equal

@@ -1,4 +1,4 @@
-"""What runs log and tools write, made up."""
+"""Made-up logs of runs and output of tools."""
 
 
 def block(knn, linear):

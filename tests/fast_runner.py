@@ -1,4 +1,4 @@
-"""MMEngine's Runner without the seconds that it spends on the look of its logs."""
+"""Skip the seconds that MMEngine's Runner spends on formatting its logs."""
 
 import itertools
 import time
@@ -14,10 +14,10 @@ _seconds = itertools.count(time.time())
 
 
 def speed_up_runner(monkeypatch) -> None:
-    """Skip yapf, which formats the config four times a run, and the garbage collection of each data
+    """Skip yapf, which formats the config four times per run, and garbage collection in each data
     set; collect the environment once.
 
-    MMEngine names a run by the second of its start, so each gets one of its own.
+    MMEngine names a run after its start in seconds, so each run gets a different one.
     """
     monkeypatch.setattr(yapf_api, 'FormatCode', lambda text, **kwargs: (text, False))
     monkeypatch.setattr(base_dataset, 'gc', types.SimpleNamespace(collect=lambda: None))

@@ -1,4 +1,4 @@
-"""Small ablations that are planned and look finished without a training."""
+"""Small ablations that can be planned, and made to look finished without training."""
 
 import json
 

@@ -21,7 +21,7 @@ class SmallModel(BaseModel):
         return dict(loss=error) if mode == 'loss' else [error]
 
 
-class Falling(BaseMetric):
+class Rising(BaseMetric):
     """A score that increases with every validation, so that each is the best so far."""
 
     count = 0
@@ -30,8 +30,8 @@ class Falling(BaseMetric):
         self.results.append(0)
 
     def compute_metrics(self, results):
-        Falling.count += 1
-        return dict(acc=float(Falling.count))
+        Rising.count += 1
+        return dict(acc=float(Rising.count))
 
 
 def small_run(work_dir, hook, iters=None, epochs=None, accumulate=1, val=False, hooks=(), **kwargs):
@@ -54,7 +54,7 @@ def small_run(work_dir, hook, iters=None, epochs=None, accumulate=1, val=False, 
     )
     if val:
         plain = loader | dict(sampler=dict(type='DefaultSampler', shuffle=False))
-        kwargs |= dict(val_dataloader=plain, val_cfg=dict(), val_evaluator=dict(type=Falling))
+        kwargs |= dict(val_dataloader=plain, val_cfg=dict(), val_evaluator=dict(type=Rising))
     return Runner(
         SmallModel(),
         work_dir=str(work_dir),

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mcbeit_mm.config.checks.keys import check_option
 
 DOCS = [ROOT / 'README.md', ROOT / 'configs/README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-SCRIPTS = {  # shell scripts hand the rest of their arguments on
+SCRIPTS = {  # shell scripts pass the rest of their arguments on
     'dist_train.sh': 'train.py',
     'dist_test.sh': 'test.py',
     'slurm_train.sh': 'train.py',
@@ -24,7 +24,7 @@ each_doc = pytest.mark.parametrize('doc', DOCS, ids=lambda path: path.name)
 
 
 def options_of(tool):
-    """Options that a tool of Python adds to its parser."""
+    """Options that a Python tool adds to its parser."""
     calls = [n for n in ast.walk(ast.parse((ROOT / 'tools' / tool).read_text()))
              if isinstance(n, ast.Call)]  # fmt: skip
     words = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]

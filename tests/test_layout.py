@@ -1,4 +1,4 @@
-"""Who may import whom, and where tests live: the layout that the README draws."""
+"""Import order of the package and location of the tests: the layout shown in the README."""
 
 import ast
 import graphlib
@@ -53,7 +53,7 @@ def file_of(parts: tuple[str, ...]) -> Path | None:
 
 @cache
 def imports() -> dict[Path, set[Path]]:
-    """Imported files by importing file, wherever in the file the import stands."""
+    """Imported files by importing file, including imports within functions."""
     found = {}
     for file in sorted(PACKAGE.rglob('*.py')):
         package = file.relative_to(PACKAGE).parent.parts

@@ -1,4 +1,4 @@
-"""A pretraining run of seconds."""
+"""A pretraining run that takes seconds."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Transfer runs of seconds with the demo's configs, and logs of runs that never ran."""
+"""Transfer runs of the demo configs that take seconds, and made-up logs."""
 
 import json
 import shutil

@@ -6,7 +6,7 @@ python tools/ablate.py 'configs/ablations/omega-*.py' configs/ablations/baseline
 Executes what is missing, one run at a time and all configs of a seed before the next seed; the work
 dir of a run is OUT/<config>/seed<k>. After Ctrl-C, rerun the same command to continue. Writes
 OUT/table.md, results.json and table.png after every run. Exit status: 0 complete, 1 runs failed or
-missing, 2 wrong usage.
+missing, 2 wrong usage, 130 interrupted.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 # Sourced by dist_train.sh and dist_test.sh: runs torchrun with a suitable rendezvous.
 # Signals go to torchrun's processes, which save and exit with 75 (see InterruptHook); torchrun itself
-# would kill them after 30 s. The status is 75 if they were interrupted; torchrun's is 1 for any failure.
+# would kill them after 30 s. The status is 75 if they were interrupted; torchrun returns 1 for any failure.
 source "$(dirname "${BASH_SOURCE[0]}")/pass_signals.sh"
 
 launch_distributed() {
@@ -12,7 +12,7 @@ launch_distributed() {
       exit 2
       ;;
   esac
-  if [ ! -f "$2" ]; then # torchrun would bury the message of each process in its own report
+  if [ ! -f "$2" ]; then # torchrun would bury this message in its report of failed processes
     echo "error: no config file $2" >&2
     exit 2
   fi

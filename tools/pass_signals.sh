@@ -1,4 +1,4 @@
-# Sourced by the launch scripts: runs a command that gets each of this shell's signals exactly once.
+# Sourced by the launch scripts: runs a command and forwards each signal to it exactly once.
 
 # Call FUNCTION NAME PID for each signal while COMMAND runs; return the status of COMMAND.
 run_passing_signals() {

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Train under Slurm, one task per GPU.
 #   GPUS=16 GPUS_PER_NODE=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
-# CPUS_PER_TASK and SRUN_ARGS are passed on.
+# CPUS_PER_TASK and SRUN_ARGS are passed to srun.
 #
 # A run interrupted by SIGTERM, SIGINT or SIGUSR1 saves, exits with status 75 and continues with --resume:
 # - a batch job (sbatch --requeue --open-mode=append --signal=USR1@300, where 300 s must suffice for an iteration, a
 #   validation and a checkpoint) is requeued, unless it was cancelled;
 # - otherwise srun is repeated, unless this script itself got the signal.
-# After MAX_RESTARTS restarts, by default 50 (twelve days in slices of six hours), the status is 75.
+# After MAX_RESTARTS restarts (default 50: twelve days in slices of six hours) it exits with status 75.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: [GPUS=16] bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]" >&2

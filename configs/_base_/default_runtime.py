@@ -1,10 +1,10 @@
-"""Runtime of pretraining: the transfer runtime and the tokenizer's hook and log values."""
+"""Runtime of pretraining: the transfer runtime plus the tokenizer's hook and log values."""
 
 _base_ = './transfer_runtime.py'
 
 default_scope = 'mmpretrain'
 default_hooks = dict(
-    logger=dict(interval=100),  # as the authors
+    logger=dict(interval=100),  # as in the authors' code
     checkpoint=dict(max_keep_ckpts=3),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type='TokenizerIdentityHook')]

@@ -1,6 +1,6 @@
-"""Runtime of segmentation, counted in iterations.
+"""Runtime of segmentation, in iterations.
 
-tools/test.py ... --show-dir DIR draws truth | prediction over each test photo.
+tools/test.py ... --show-dir DIR draws ground truth | prediction over each test photo.
 """
 
 _base_ = './transfer_runtime.py'
@@ -8,7 +8,7 @@ _base_ = './transfer_runtime.py'
 default_scope = 'mmseg'
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=16000),  # as the authors
+    checkpoint=dict(by_epoch=False, interval=16000),  # as in the authors' code
     visualization=dict(type='SegVisualizationHook', draw=False),
 )
 log_processor = dict(by_epoch=False)

@@ -1,4 +1,4 @@
-"""Runtime of transfer: imports, hooks, logging, seed. Each task sets its default_scope."""
+"""Runtime of transfer: imports, hooks, logging, seed. Each task sets its own default_scope."""
 
 _base_ = './reliable_runtime.py'
 
@@ -15,12 +15,12 @@ custom_hooks = [
     dict(type='ThroughputHook'),
 ]
 env_cfg = dict(
-    cudnn_benchmark=True,  # as the authors
+    cudnn_benchmark=True,  # as in the authors' code
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-# Training values except the learning rate are averaged over the window, evaluations are not.
+# Training values except the learning rate are averaged over the window; evaluations are not.
 log_processor = dict(
     window_size=10, mean_pattern=r'.*(loss|time|grad_norm|acc$|acc_seg|images_per_s)'
 )

@@ -1,4 +1,4 @@
-"""No gradient through the affinity; the authors have one."""
+"""No gradient through the affinity; the authors' code has one."""
 
 _base_ = './baseline.py'
 

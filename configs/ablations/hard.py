@@ -1,4 +1,4 @@
-"""BEiT's targets: only the tokenizer's best code, no refinement."""
+"""BEiT's targets: the tokenizer's best code only, no refinement."""
 
 _base_ = './baseline.py'
 

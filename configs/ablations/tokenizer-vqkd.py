@@ -6,7 +6,7 @@ Its stride is 16, so its view is larger; its logits are cosines, so tau is small
 _base_ = './baseline.py'
 
 model = dict(
-    head=dict(vocab_size=None, tau=0.07),  # own choice: soft, but far from uniform
+    head=dict(vocab_size=None, tau=0.07),  # our choice: soft, but far from uniform
     target_generator=dict(
         type='VQKDTokenizer', checkpoint='{{$MCBEIT_TOKENIZER:weights/vqkd_encoder.pth}}'
     ),

@@ -1,6 +1,6 @@
 """Linear probe of a frozen ViT-B/16 on ImageNet-1k.
 
-Numbers from BEiT's run_linear_eval.py, which trains one head per block on [class token, mean]; here
+Settings of BEiT's run_linear_eval.py, which trains one head per block on [class token, mean]. Here
 the head gets the normalized mean of one block. Intermediate blocks are better than the last: try
 --cfg-options model.backbone.out_indices=8
 """

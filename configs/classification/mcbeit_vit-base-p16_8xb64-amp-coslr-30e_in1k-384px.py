@@ -1,7 +1,7 @@
 """ViT-B/16 at 384 px, from a classifier fine-tuned at 224 px (MCBEIT_WEIGHTS).
 
-All numbers from BEiT's command for fine-tuned weights, without mixing; its README says to set
---input_size 384. The head is loaded too; position tables are resized (geometric, as in BEiT).
+Settings of BEiT's command for fine-tuned weights, with its README's --input_size 384 and without
+mixing. The head is loaded too; position tables are resized (geometrically, as in BEiT).
 """
 
 _base_ = './mcbeit_vit-base-p16_8xb128-amp-coslr-100e_in1k.py'
@@ -11,7 +11,7 @@ model = dict(backbone=dict(img_size=384, init_cfg=None), train_cfg=None)
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].update(scale=384)
 test_pipeline = _base_.test_pipeline
-test_pipeline[1].update(scale=384)  # script: crop share 1.0 from 384 px
+test_pipeline[1].update(scale=384)  # from 384 px on BEiT crops no border
 test_pipeline[2].update(crop_size=384)
 train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=96, dataset=dict(pipeline=test_pipeline))

@@ -9,7 +9,7 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.2,
-        layer_scale_init_value=1e-5,  # help text of the script
+        layer_scale_init_value=1e-5,  # help text of the authors' script
         init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-large-p16.pth}}'),
     ),
     head=dict(in_channels=1024),

@@ -23,7 +23,7 @@ optim_wrapper = dict(
     type='Bf16OptimWrapper',
     optimizer=dict(lr=4e-3 * 64 / 1024),  # the linear rule from the authors' batch
 )
-train_cfg = dict(max_epochs=50)  # own choice, as is the warm-up
+train_cfg = dict(max_epochs=50)  # our choice, as is the warm-up
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(warmup=5, end=50)
 auto_scale_lr = dict(base_batch_size=64)

@@ -1,7 +1,7 @@
 """ViT-Ti/16 fine-tuned on 128-px images: a few thousand small photos, one CPU or small GPU.
 
 For weights of configs/pretrain/mcbeit_vit-tiny-p16_1xb128-bf16-coslr-100e_photos-128px.py. All
-sizes are own choices; mixing, erasing and RandAugment do not pay off in so few epochs.
+sizes are our choices; mixing, erasing and RandAugment do not pay off in so few epochs.
 """
 
 _base_ = './mcbeit_vit-small-p16_1xb64-bf16-coslr-50e_imagefolder.py'

@@ -1,7 +1,7 @@
-"""mc-BEiT on the embedded data with two CPU cores: a 6-block ViT on 128-px images (8 x 8 patches).
+"""mc-BEiT on the demo data with two CPU cores: a 6-block ViT on 128-px images (8 x 8 patches).
 
 Run by tools/demo.py, after the tokenizer. tau and omega are the authors'; absolute positions, layer
-scale 1 and 60 % masking are our choices, they learn sooner in 560 steps.
+scale 1 and 60 % masking are our choices, which learn faster in 560 steps.
 """
 
 _base_ = '../pretrain/mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'

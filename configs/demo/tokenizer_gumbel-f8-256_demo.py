@@ -1,4 +1,4 @@
-"""Small Gumbel VQGAN for the demo: 256 codes, 64-px views of the embedded data, on a CPU."""
+"""Small Gumbel VQGAN for the demo: 256 codes, 64-px views of the demo data, on a CPU."""
 
 _base_ = '../tokenizer/gumbel-vqgan_f8-512_1xb16-4k_photos-64px.py'
 

@@ -1,6 +1,6 @@
-"""Cascade Mask R-CNN with the authors' backbone and schedule (own choice).
+"""Cascade Mask R-CNN with the authors' backbone and schedule (our choice).
 
-Three box heads with mmdet's numbers for cascades, each built like that of Mask R-CNN.
+Three box heads with mmdet's cascade settings, each built like that of Mask R-CNN.
 """
 
 _base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn_32xb2-amp-lsj-25e_coco-1024x1024.py'

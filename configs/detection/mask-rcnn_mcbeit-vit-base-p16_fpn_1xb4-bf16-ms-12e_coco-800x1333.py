@@ -1,7 +1,7 @@
-"""Mask R-CNN on ViT-B/16 for one GPU: short edge 480 to 800, 12 epochs (own choices).
+"""Mask R-CNN on ViT-B/16 for one GPU: short edge 480 to 800, 12 epochs (our choices).
 
-Group norm instead of batch norm: four images with different padding are too few for statistics,
-and the new layers have none to freeze.
+Group norm instead of batch norm: four images with different padding are too few for batch
+statistics, and the new layers have no pretrained ones to freeze.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""Mask R-CNN on ViT-B/16, 100 epochs as the MAE runs in the authors' code; warm-up unchanged."""
+"""Mask R-CNN on ViT-B/16, 100 epochs like the MAE runs in the authors' code; same warm-up."""
 
 _base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn_32xb2-amp-lsj-25e_coco-1024x1024.py'
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN on ViT-Ti/16 for your own photos and objects, one small GPU; own choices.
+"""Mask R-CNN on ViT-Ti/16 for your own photos and objects, one small GPU; our choices.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/data python tools/train.py
 configs/detection/mask-rcnn_mcbeit-vit-tiny-p16_fpn_1xb4-bf16-lsj-30e_custom-320px.py

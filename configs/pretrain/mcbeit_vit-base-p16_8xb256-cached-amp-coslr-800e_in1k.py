@@ -1,7 +1,7 @@
 """mc-BEiT ViT-B/16 on 8 GPUs from cached targets, without a tokenizer.
 
-Set MCBEIT_CACHE to a folder that tools/cache_targets.py built from the config below. Each image has
-only the crops of the cache: docs/target_cache.md.
+Set MCBEIT_CACHE to a folder that tools/cache_targets.py built from the base config. Each image has
+only the crops in the cache: docs/target_cache.md.
 """
 
 _base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'

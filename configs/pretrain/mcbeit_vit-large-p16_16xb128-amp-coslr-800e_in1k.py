@@ -1,7 +1,7 @@
 """mc-BEiT ViT-L/16. The authors report 85.6 top-1 after fine-tuning, but give no command for L.
 
-Layer scale 1e-5 is their script's advice for L; learning rate, clipping and drop path come from
-ConMIM-L, by the same lab and with the same batch of 2048.
+Layer scale 1e-5 is what their script recommends for L; learning rate, clipping and drop path come
+from ConMIM-L, by the same lab and with the same batch of 2048.
 """
 
 _base_ = './mcbeit_vit-base-p16_16xb128-amp-coslr-800e_in1k.py'

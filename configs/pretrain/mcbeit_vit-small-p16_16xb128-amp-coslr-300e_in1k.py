@@ -1,4 +1,4 @@
-"""mc-BEiT ViT-S/16, 300 epochs (own choice)."""
+"""mc-BEiT ViT-S/16, 300 epochs (our choice)."""
 
 _base_ = './mcbeit_vit-small-p16_16xb128-amp-coslr-800e_in1k.py'
 

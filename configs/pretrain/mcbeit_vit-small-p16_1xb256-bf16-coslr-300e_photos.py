@@ -6,10 +6,10 @@ configs/pretrain/mcbeit_vit-small-p16_1xb256-bf16-coslr-300e_photos.py
 
 _base_ = './mcbeit_vit-small-p16_16xb128-amp-coslr-800e_in1k.py'
 
-model = dict(head=dict(vocab_size=None))  # that of any tokenizer
+model = dict(head=dict(vocab_size=None))  # that of the tokenizer
 
 # Crops cover at least 0.08 of the area with an aspect ratio of 3/4 to 4/3. A third of these pixels
-# suffices for crops of 224 pixels; with three times as many, the effect of decoding at a lower
+# is enough for crops of 224 pixels; with three times as many, the effect of decoding at a lower
 # resolution is hard to see (docs/data.md).
 train_pipeline = _base_.train_pipeline
 train_pipeline[0].update(enough_pixels=round(3 * 224**2 / (0.08 * 3 / 4)))

@@ -1,6 +1,6 @@
 """mc-BEiT ViT-Ti/16 on 128-px images: a few thousand small photos, one CPU or small GPU.
 
-First train a tokenizer on the same photos (configs/tokenizer). All sizes are own choices; tau,
+First train a tokenizer on the same photos (configs/tokenizer). All sizes are our choices; tau,
 omega and the mask ratio are the authors'.
 """
 

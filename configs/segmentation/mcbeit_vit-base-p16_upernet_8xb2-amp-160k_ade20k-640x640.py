@@ -1,6 +1,6 @@
 """mc-BEiT ViT-B/16 + UperNet on 640-px crops: BEiT's 640-px sizes with the authors' schedule.
 
-Own choice: the authors give 512 px only.
+Our choice: the authors give 512 px only.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """mc-BEiT ViT-L/16 + UperNet on ADE20K with activation checkpointing.
 
-The authors give none for L: numbers of BEiT-L, published for a backbone fine-tuned on ImageNet.
+Settings of BEiT-L, published for a backbone fine-tuned on ImageNet; the authors give none for L.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
-"""mc-BEiT ViT-L/16 + UperNet on 640-px crops, with BEiT-L's numbers for 640 px.
+"""mc-BEiT ViT-L/16 + UperNet on 640-px crops, with BEiT-L's settings for 640 px.
 
 Activation checkpointing replaces BEiT's accumulation of 2 x 8 images, so the warm-up takes 1,500
-steps instead of 3,000 half ones.
+steps instead of 3,000 of half the size.
 """
 
 _base_ = [

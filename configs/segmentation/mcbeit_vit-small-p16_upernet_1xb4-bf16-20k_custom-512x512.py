@@ -1,4 +1,4 @@
-"""mc-BEiT ViT-S/16 + UperNet on your own photos and masks, with one GPU; sizes are own choices.
+"""mc-BEiT ViT-S/16 + UperNet on your own photos and masks, with one GPU; sizes are our choices.
 
 MCBEIT_WEIGHTS=pretrained.pth MCBEIT_DATA=/path/to/data python tools/train.py
 configs/segmentation/mcbeit_vit-small-p16_upernet_1xb4-bf16-20k_custom-512x512.py

@@ -1,4 +1,4 @@
-"""mc-BEiT ViT-Ti/16 + a narrow UperNet on 128-px crops, one CPU or small GPU; own choices.
+"""mc-BEiT ViT-Ti/16 + a narrow UperNet on 128-px crops, one CPU or small GPU; our choices.
 
 Layout of the data: configs/_base_/datasets/custom_bs4_512x512.py. For a 6-block backbone:
 --cfg-options model.backbone.arch.num_layers=6 model.backbone.out_indices=[1,2,3,5]

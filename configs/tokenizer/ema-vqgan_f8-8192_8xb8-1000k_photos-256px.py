@@ -1,4 +1,4 @@
-"""Full-size EMA VQGAN; decay and beta are those of EMAVQ in taming-transformers."""
+"""Full-size EMA VQGAN with the decay and beta of EMAVQ in taming-transformers."""
 
 _base_ = [
     '../_base_/models/vqgan_f8-8192.py',
@@ -12,6 +12,6 @@ model = dict(
     total_iters=1_000_000,
     decay=0.99,
     beta=0.25,
-    restart_interval=1000,  # own choice, since the initial codes are random
+    restart_interval=1000,  # our choice, since the initial codes are random
 )
 train_dataloader = dict(batch_size=8, num_workers=8)

@@ -1,6 +1,6 @@
 """Full-size Gumbel VQGAN like the paper's tokenizer: 8,192 codes, 8 GPUs, fp32.
 
-Upstream trained on OpenImages. Batch size and length are own choices; other sources are noted.
+Upstream trained on OpenImages. Batch size and length are our choices; other sources are noted.
 """
 
 _base_ = [
@@ -13,7 +13,7 @@ model = dict(
     warmup_iters=0,
     total_iters=1_000_000,
     temperature=(0.9, 1e-6),  # from model.yaml, like the next two
-    temperature_schedule='cosine',  # LambdaWarmUpCosineScheduler without warm-up
+    temperature_schedule='cosine',  # as LambdaWarmUpCosineScheduler without a warm-up
     kl_weight=1e-8,
 )
 train_dataloader = dict(batch_size=8, num_workers=8)

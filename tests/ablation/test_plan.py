@@ -14,7 +14,7 @@ def folder(tmp_path):
     return write_configs(tmp_path)
 
 
-def test_all_configs_of_a_seed_come_first_and_the_baseline_first_of_all(folder):
+def test_runs_are_ordered_by_seed_and_begin_with_the_baseline(folder):
     runs = planned(folder, seeds=(5, 2, 5))
     order = [(run.name, run.seed) for run in runs]
     names = ['baseline', 'omega-0', 'omega-1']
@@ -44,7 +44,7 @@ def test_configs_are_found_once_and_names_are_unique(folder):
         plan.find_configs([str(folder / '*.py'), str(folder / 'other/*.py')])
 
 
-def test_only_what_is_missing_is_done(folder):
+def test_only_missing_steps_are_planned(folder):
     run, *_ = planned(folder)
     assert run.missing == ['train', 'evaluate']
     finish(run, epoch=2)  # of 3; its evaluation does not count
@@ -99,7 +99,7 @@ def test_settings_without_influence_may_differ(folder, option):
     plan.check_agreement(planned(folder, option))
 
 
-def test_moved_data_is_the_same_other_data_is_not(folder):
+def test_moved_data_is_accepted_but_not_other_data(folder):
     finish(planned(folder)[0])
     moved, key = folder / 'moved', 'train_dataloader.dataset.data_root'
     plan.check_agreement(planned(folder, f'{key}={moved}'))  # missing: cannot be compared
@@ -110,7 +110,7 @@ def test_moved_data_is_the_same_other_data_is_not(folder):
     plan.check_agreement(planned(folder, f'{key}={moved}'))
 
 
-def test_tokenizers_are_compared_as_places_and_by_their_pins(folder):
+def test_tokenizers_are_compared_by_path_and_pin(folder):
     finish(planned(folder)[0])
     key = 'model.target_generator.checkpoint'
     other = folder / 'other'
@@ -125,7 +125,7 @@ def test_tokenizers_are_compared_as_places_and_by_their_pins(folder):
         plan.check_agreement(planned(folder, f'{key}={folder}/moved#sha256={"b" * 64}'))
 
 
-def test_changes_in_short(folder):
+def test_changes_are_summarized(folder):
     baseline, _, omega = planned(folder, seeds=[0])
     assert plan.changes_from(baseline, omega) == ['head.omega 0.2 → 1.0']
     (other,) = planned(folder, 'model.head.vocab_size=9', seeds=[7], pattern='baseline.py')

@@ -183,7 +183,7 @@ def test_a_changing_tau_needs_all_codes(root):
         assert CacheBuilder(cfg, k).header.tau == 2.0
 
 
-def test_no_code_is_not_all_codes(root):
+def test_zero_codes_are_refused(root):
     with pytest.raises(ValueError, match='k is 0'):
         CacheBuilder(tiny_config(root), 0)
 

@@ -1,4 +1,4 @@
-"""Fixed crops return in every epoch with their records; other data is refused."""
+"""Fixed crops recur in every epoch with their records; other data is refused."""
 
 import pickle
 

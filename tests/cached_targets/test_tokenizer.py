@@ -57,7 +57,7 @@ def test_other_tensors_are_refused(tokenizer, records):
         tokenizer(records)
 
 
-def test_what_a_cache_cannot_do(tokenizer):
+def test_decoding_and_precision_are_refused(tokenizer):
     with pytest.raises(ValueError, match='set model.target_generator to the tokenizer'):
         tokenizer.decode(torch.zeros(1, 4, 4, dtype=torch.long))
     tokenizer.precision = 'bf16'

@@ -20,13 +20,13 @@ def cfg():
     return load(CONFIG)
 
 
-def test_wrong_path_proposes_a_near_one():
+def test_wrong_path_suggests_a_similar_one():
     with pytest.raises(FileNotFoundError, match='did you mean .*coslr-800e_in1k.py'):
         launch.load_config(str(CONFIG).replace('800e', '801e'))
 
 
 def test_custom_imports_that_fail_are_one_line(tmp_path, monkeypatch, capsys):
-    """As in the config that an earlier version saved in a work dir."""
+    """As in a config that an earlier version saved in a work dir."""
     path = tmp_path / 'old.py'
     path.write_text("custom_imports = dict(imports=['mcbeit_mm.detection_precision'])\n")
     with pytest.raises(SystemExit) as stop, launch.one_line_errors(ValueError):

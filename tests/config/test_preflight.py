@@ -1,4 +1,4 @@
-"""Mistakes that would show minutes into a run are found before it starts."""
+"""Mistakes that would surface minutes into a run are found before it starts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each ablation resolves to what its name says, on both bases, and to nothing else."""
+"""Each ablation changes what its name says, on both bases, and nothing else."""
 
 import re
 

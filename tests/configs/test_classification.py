@@ -272,7 +272,7 @@ def test_mixed_targets_are_timms_smoothed_ones():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_evaluation_uses_the_authors_pixels(name, tmp_path):
-    """Short side to size / 0.875 below 384 px, bicubic, centre crop: the pixels of torchvision."""
+    """Short side to size / 0.875 below 384 px, bicubic, center crop: the pixels of torchvision."""
     side = load(name).model.backbone.img_size
     resized = {224: 256, 384: 384, 128: 128}[side]
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 417, 3), np.uint8))

@@ -97,7 +97,7 @@ def test_data_and_weights_come_from_two_variables():
         assert cfg.model.backbone.init_cfg.checkpoint == '/somewhere/weights.pth'
 
 
-# --- optimisation -------------------------------------------------------------------------------
+# --- optimization -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('epochs', [25, 100])
@@ -213,8 +213,8 @@ def write_coco(root, count, seed=0, side=(60, 90), split='train2017'):
         kind = index % 2
         mask = np.zeros((height, width), np.uint8)
         if kind:
-            centre, axes = (x + w // 2, y + h // 2), (w // 2, h // 2)
-            cv2.ellipse(mask, centre, axes, 0, 0, 360, 1, -1)
+            center, axes = (x + w // 2, y + h // 2), (w // 2, h // 2)
+            cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1)
         else:
             mask[y : y + h, x : x + w] = 1
         picture[mask > 0] = (30, 40, 20) if kind else (240, 220, 250)

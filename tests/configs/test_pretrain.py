@@ -1,4 +1,4 @@
-"""Every config loads, and says what its name says."""
+"""Every config loads, and its content agrees with its name."""
 
 import math
 import re

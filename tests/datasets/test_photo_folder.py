@@ -1,4 +1,4 @@
-"""Unlabeled images of any folder, whole and split by path."""
+"""Unlabeled images of any folder tree, all of them or split by path."""
 
 import shutil
 from pathlib import Path

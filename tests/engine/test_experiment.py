@@ -1,4 +1,4 @@
-"""Runs with different settings are told apart and not resumed."""
+"""Runs with different settings are detected and not resumed."""
 
 import json
 

@@ -111,8 +111,8 @@ def test_damage_to_the_time_of_saving_does_not_hide_a_checkpoint(work, capsys):
     assert f'skipping damaged checkpoint {bad}' in capsys.readouterr().err
 
 
-def test_no_damage_whatever_is_resumed_from(work, capsys):
-    """A flipped bit, a lost end, a block of other bytes: skipped, or without effect."""
+def test_damaged_files_are_never_resumed(work, capsys):
+    """A flipped bit, a truncated file or overwritten bytes: skipped, or without effect."""
     file, rng = work / 'epoch_3.pth', random.Random(0)
     good, whole = file.read_bytes(), torch.load(file, weights_only=True)
     skipped = 0
@@ -217,7 +217,7 @@ def test_pinned_files(work):
         resume.find_checkpoint(f'{work}#sha256={"0" * 64}')
 
 
-def test_what_resume_means(work, tmp_path, capsys):
+def test_auto_folder_and_file(work, tmp_path, capsys):
     empty = tmp_path / 'empty'
     assert resume.checkpoint_to_resume(str(empty), 'auto') is None
     empty.mkdir()

@@ -18,9 +18,9 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 def clusters(num, num_classes=4, dims=12, spread=1.5, seed=0):
     """Overlapping Gaussian classes with scales that differ between dimensions."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(num_classes, dims))
+    centers = np.random.default_rng(99).normal(size=(num_classes, dims))
     labels = rng.integers(num_classes, size=num)
-    feats = centres[labels] + spread * rng.normal(size=(num, dims))
+    feats = centers[labels] + spread * rng.normal(size=(num, dims))
     feats = feats * np.linspace(0.1, 3, dims) + 1
     return torch.tensor(feats, dtype=torch.float32), torch.tensor(labels)
 
@@ -63,7 +63,7 @@ def test_knn_equals_the_slow_reference_in_pieces(monkeypatch, k, temperature):
     assert evaluation.knn_accuracy(*data, k, temperature) == pytest.approx(expected, abs=1e-9)
 
 
-def test_knn_weighs_near_neighbours_more():
+def test_knn_weights_near_neighbors_more():
     angles = torch.tensor([0.05, 0.6, 0.6])
     train = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[3.0], [1.0], [9.0]])
     data = (train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))

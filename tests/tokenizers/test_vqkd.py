@@ -1,4 +1,4 @@
-"""VQ-KD: tokens of mmpretrain, names in the public files, invalid files."""
+"""VQ-KD: the same tokens as mmpretrain, names in the public files, invalid files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The benchmark: all sides do the same work, and its figures are what they are called."""
+"""The benchmark: all sides do the same work, and its figures measure what their names say."""
 
 import importlib
 import json
@@ -111,16 +111,16 @@ def run_fresh(script):
 
 
 @pytest.fixture(scope='module')
-def tells_peaks():
-    """Whether the system can reset a process's peak: not all sandboxes can."""
+def can_reset_peak():
+    """Whether the system can reset a process's peak memory; not all sandboxes can."""
     return run_fresh(RESETS).returncode == 0
 
 
-def test_memory_is_counted_in_a_fresh_process(tells_peaks):
+def test_memory_is_counted_in_a_fresh_process(can_reset_peak):
     result = run_fresh(PEAK)
     assert result.returncode == 0, result.stderr
     peak = result.stdout.split()[-1]
-    if tells_peaks:
+    if can_reset_peak:
         assert 0.95 * 2**26 < int(peak) < 1.3 * 2**26
     else:  # no wrong figure
         assert peak == 'None'

@@ -1,4 +1,4 @@
-"""The data benchmark: all sides draw the same views, and its figures are what they are called."""
+"""The data benchmark: all sides draw the same views, and figures measure what their names say."""
 
 import importlib
 

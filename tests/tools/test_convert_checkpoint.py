@@ -1,4 +1,4 @@
-"""The command, and what transformers computes from the folder that is written."""
+"""The command, and the output of transformers for the written folder."""
 
 import subprocess
 import sys

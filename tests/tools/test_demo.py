@@ -1,4 +1,4 @@
-"""The demo: its commands exist, progress is shown, a failure ends all and is explained."""
+"""The demo: its commands exist, progress is shown, a failure stops all stages and is explained."""
 
 import importlib.util
 import os
@@ -86,7 +86,7 @@ print(sys.argv[1], 'has', os.environ['OMP_NUM_THREADS'], os.environ['GIVEN'])
     assert (tmp_path / 'meeting-one.log').read_text() == 'a has 3 42\n'
 
 
-def test_one_failure_ends_the_others_and_shows_its_last_words(demo, tmp_path):
+def test_one_failure_ends_the_others_and_shows_the_end_of_its_log(demo, tmp_path):
     wait = python(tmp_path, 'wait.py', 'import time\ntime.sleep(300)')
     fail = python(tmp_path, 'fail.py', 'print("first")\nraise SystemExit("out of luck")')
     start = time.monotonic()

@@ -18,7 +18,7 @@ PINS = [
 
 @pytest.fixture
 def constraints(monkeypatch):
-    """Return tools/constraints.py, which imports its neighbour doctor.py."""
+    """Return tools/constraints.py, which imports its neighbor doctor.py."""
     monkeypatch.syspath_prepend(ROOT / 'tools')
     spec = importlib.util.spec_from_file_location('constraints', ROOT / 'tools/constraints.py')
     module = importlib.util.module_from_spec(spec)

@@ -19,7 +19,7 @@ def steps(first, last, run):
     return [dict(step=step, loss=step + run, epoch=1) for step in range(first, last + 1)]
 
 
-def test_a_resumed_run_goes_on_and_replaces_what_it_repeats(tmp_path):
+def test_a_resumed_run_continues_and_replaces_repeated_steps(tmp_path):
     write(tmp_path, '20260101_000000', steps(1, 7, run=0.1))  # killed after a checkpoint at 4
     write(tmp_path, '20260101_000100', steps(5, 6, run=0.2))
     write(tmp_path, '20260101_000200', [])  # started, logged nothing
@@ -28,7 +28,7 @@ def test_a_resumed_run_goes_on_and_replaces_what_it_repeats(tmp_path):
     assert [entry['loss'] for entry in merged] == [1.1, 2.1, 3.1, 4.1, 5.2, 6.2]
 
 
-def test_a_restarted_run_replaces_all(tmp_path):
+def test_a_restarted_run_replaces_everything(tmp_path):
     write(tmp_path, '20260101_000000', steps(1, 9, run=0.1))
     write(tmp_path, '20260102_000000', steps(1, 2, run=0.5))
     assert [entry['loss'] for entry in read_scalars(tmp_path)] == [1.5, 2.5]
@@ -39,7 +39,7 @@ def test_lines_of_one_step_are_one_entry(tmp_path):
     assert read_scalars(tmp_path)[-1] == dict(step=2, loss=2, epoch=1, knn_top1=12.5)
 
 
-def test_half_a_last_line_is_dropped(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     write(tmp_path, 'a', steps(1, 3, run=0), tail='{"step": 4, "lo')
     assert [entry['step'] for entry in read_scalars(tmp_path)] == [1, 2, 3]
 

@@ -23,7 +23,7 @@ from mcbeit_mm.visualization.targets import (
 V, STRIDE = 6, 2
 
 
-class Grey(Tokenizer):
+class Gray(Tokenizer):
     """Code k is a patch of brightness k / 10, and brightness is all it sees."""
 
     def __init__(self):
@@ -50,25 +50,25 @@ class Grey(Tokenizer):
         return image.unsqueeze(1).expand(-1, 3, -1, -1)
 
 
-class Encoder(Grey):
+class Encoder(Gray):
     """The same without a decoder."""
 
     def decode_tokens(self, tokens):
         raise ValueError('it can only tokenize')
 
 
-def grey_images(codes):
-    return Grey().decode(codes)
+def gray_images(codes):
+    return Gray().decode(codes)
 
 
 def prediction():
     """Two images with patch grid 3 x 4: the tokenizer's codes, the student's, a mask."""
     codes = torch.randint(V, (2, 3, 4))
     mask = torch.rand(2, 3, 4) < 0.6
-    images = grey_images(codes)
+    images = gray_images(codes)
     student = torch.randn(2, V, 3, 4)
     feats = torch.randn(2, 12, 8)
-    return Prediction(images, mask, Grey()(images), student, feats), codes
+    return Prediction(images, mask, Gray()(images), student, feats), codes
 
 
 def per_patch(pictures):
@@ -76,9 +76,9 @@ def per_patch(pictures):
     return pictures.reshape(2, 3, STRIDE, 4, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
 
 
-def test_masked_picture_is_grey_exactly_where_the_mask_is_true():
+def test_masked_picture_is_gray_exactly_where_the_mask_is_true():
     shown, _ = prediction()
-    pictures = reconstructions(Grey(), shown)
+    pictures = reconstructions(Gray(), shown)
     masked, original = per_patch(pictures['masked']), per_patch(pictures['original'])
     mask = shown.mask.numpy()
     assert 0 < mask.sum() < mask.size
@@ -88,7 +88,7 @@ def test_masked_picture_is_grey_exactly_where_the_mask_is_true():
 
 def test_student_probabilities_are_decoded_at_masked_patches_only():
     shown, codes = prediction()
-    pictures = reconstructions(Grey(), shown)
+    pictures = reconstructions(Gray(), shown)
     assert {p.dtype for p in pictures.values()} == {np.dtype('uint8')}
     patches, tokens = per_patch(pictures['student']), per_patch(pictures['tokenizer'])
     for b, i, j in np.ndindex(2, 3, 4):
@@ -153,7 +153,7 @@ def test_codes_in_place_shows_each_code_at_its_patch():
     model.head = type('Head', (), {})()
     model.head.multi_choice = type('Loss', (), dict(tau=1.0, omega=0.2, tau_affinity=1.0))()
     (choice,) = multi_choice(model, shown, 0, [6], top=4)
-    tiles = codes_in_place(Grey(), shown, 0, choice)
+    tiles = codes_in_place(Gray(), shown, 0, choice)
     assert tiles.shape == (4, STRIDE, STRIDE, 3)
     levels = np.round(255 * choice.codes / 10)[:, None, None, None]
     assert np.abs(tiles - levels).max() <= 1
@@ -162,9 +162,9 @@ def test_codes_in_place_shows_each_code_at_its_patch():
 def test_scores_against_a_slow_count():
     codes = torch.randint(V - 1, (5, 3, 4))  # the last code stays unused
     noise = 0.04 * torch.rand(5, 3, 3 * STRIDE, 4 * STRIDE)
-    images = grey_images(codes) + noise
-    scores = score_tokenizer(Grey(), images.split(2))
-    ids = Grey()(images).argmax(1)
+    images = gray_images(codes) + noise
+    scores = score_tokenizer(Gray(), images.split(2))
+    ids = Gray()(images).argmax(1)
     counts, sums, psnr = [0] * V, np.zeros((V, STRIDE, STRIDE, 3)), []
     for b in range(5):
         for i, j in np.ndindex(3, 4):
@@ -172,7 +172,7 @@ def test_scores_against_a_slow_count():
             counts[code] += 1
             patch = images[b, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
             sums[code] += patch.permute(1, 2, 0).numpy()
-        error = (Grey().decode(ids[b : b + 1])[0] - images[b]).square().mean().item()
+        error = (Gray().decode(ids[b : b + 1])[0] - images[b]).square().mean().item()
         psnr.append(-10 * math.log10(error))
     assert scores.counts.tolist() == counts and scores.num_images == 5
     assert scores.share_used == pytest.approx(sum(c > 0 for c in counts) / V) and counts[-1] == 0
@@ -189,13 +189,13 @@ def test_scores_against_a_slow_count():
 
 
 def test_a_tokenizer_without_decoder_is_counted_all_the_same():
-    images = grey_images(torch.randint(V, (2, 3, 4)))
-    assert can_decode(Grey()) and not can_decode(Encoder())
-    with_decoder, without = (score_tokenizer(t, [images]) for t in (Grey(), Encoder()))
+    images = gray_images(torch.randint(V, (2, 3, 4)))
+    assert can_decode(Gray()) and not can_decode(Encoder())
+    with_decoder, without = (score_tokenizer(t, [images]) for t in (Gray(), Encoder()))
     assert without.psnr is None
     np.testing.assert_array_equal(without.counts, with_decoder.counts)
 
 
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match='no images'):
-        score_tokenizer(Grey(), [])
+        score_tokenizer(Gray(), [])

@@ -1,4 +1,4 @@
-"""Reports on real runs of the three libraries, and what is said of runs that do not match."""
+"""Reports on real runs of the three libraries, and warnings about runs that do not match."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """Base of the ablations on a small photo folder: 4 blocks of 192 dims, 96-px views, 10 epochs.
 
-A run over 10,000 photos takes about 8 minutes on one CPU core. All sizes are own choices; absolute
-positions and layer scale 1 speed up learning. Tokenizer: configs/tokenizer, on the same photos.
+A run over 10,000 photos takes about 8 minutes on one CPU core. All sizes are our choices; absolute
+positions and layer scale 1 speed up learning. Train a tokenizer of configs/tokenizer on the photos.
 """
 
 _base_ = '../../pretrain/mcbeit_vit-tiny-p16_1xb128-bf16-coslr-100e_photos-128px.py'

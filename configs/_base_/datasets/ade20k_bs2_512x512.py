@@ -17,7 +17,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations'),  # after Resize: scores use the photo's own size
+    dict(type='LoadAnnotations'),  # after Resize: scored at the original size
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(

@@ -17,13 +17,13 @@ train_pipeline = [
         recompute_bbox=True,  # boxes from the cropped masks
         allow_negative_crop=True,
     ),
-    # Drops objects outside the crop. keep_empty=False keeps images without objects, as the
-    # authors do.
+    # Drops objects outside the crop. keep_empty=False keeps images without objects, as in the
+    # authors' code.
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# Short edge 1024 with the long edge at most 1024 means long edge 1024.
+# A short edge of 1024 and a long edge of at most 1024 amount to a long edge of 1024.
 test_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='Resize', scale=image_size, keep_ratio=True),

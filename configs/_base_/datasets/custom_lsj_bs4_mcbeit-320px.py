@@ -16,7 +16,7 @@ classes = [category['name'] for category in categories]
 num_classes = len(classes)
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].update(scale=image_size, ratio_range=(0.8, 1.5))  # own choice
+train_pipeline[2].update(scale=image_size, ratio_range=(0.8, 1.5))  # our choice
 train_pipeline[3].update(crop_size=image_size)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=image_size)

@@ -1,15 +1,15 @@
 """ImageNet-1k with labels, or any folders train/CLASS/*.jpg and val/CLASS/*.jpg in MCBEIT_DATA.
 
-Classes are numbered from 0 in sorted order (not so in the authors' heads). RandAugment is timm's
-rand-m9-mstd0.5-inc1, erasing timm's pixel mode, but for two details: OpenCV resamples affine
-transforms, and erased pixels are clipped to 0..255.
+Classes are numbered from 0 in sorted order, unlike in the authors' heads. RandAugment is timm's
+rand-m9-mstd0.5-inc1 and erasing timm's pixel mode, except that OpenCV resamples affine transforms
+and erased pixels are clipped to 0..255.
 """
 
 train_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    dict(  # script default, with which timm omits color jitter
+    dict(  # default of the authors' script, with which timm omits color jitter
         type='RandAugment',
         policies='timm_increasing',
         num_policies=2,
@@ -17,7 +17,7 @@ train_pipeline = [
         magnitude_std=0.5,
         hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),  # mean color, BGR
     ),
-    dict(  # script default: prob 0.25, pixel mode, timm's areas
+    dict(  # default of the authors' script: prob 0.25, pixel mode, timm's areas
         type='RandomErasing',
         erase_prob=0.25,
         mode='rand',
@@ -36,7 +36,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=128,
-    num_workers=10,  # README
+    num_workers=10,  # authors' README
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
@@ -50,7 +50,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=192,  # 1.5 x train, as the authors
+    batch_size=192,  # 1.5 x train, as in the authors' code
     num_workers=10,
     persistent_workers=False,
     pin_memory=True,

@@ -1,19 +1,19 @@
 """Mask R-CNN on a windowed ViT-B/16, as in the authors' detection code.
 
-mmdet's base has their other numbers: anchors of 32 to 512 pixels in three shapes, matching at
-0.3/0.7 and 0.5, 256 and 512 samples, 2000/1000 proposals before and 1000 after NMS at 0.7, score
+mmdet's base already has their other settings: anchors of 32 to 512 pixels in three shapes, matching
+at 0.3/0.7 and 0.5, 256 and 512 samples, 2000/1000 proposals before and 1000 after NMS at 0.7, score
 threshold 0.05, NMS at 0.5, RoIAlign of 7 and 14 with sampling ratio 0.
 """
 
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
-# The authors' NaiveSyncBN with stats_mode N weighs GPUs by their samples, as torch's SyncBN does.
+# The authors' NaiveSyncBN with stats_mode N weights GPUs by their samples, as torch's SyncBN does.
 norm_cfg = dict(type='SyncBN')
 
 model = dict(
-    # Pads to 1024 x 1024 after normalization, so with the mean color. Padding here instead of in
-    # the pipeline keeps img_shape the size of the image, to which boxes are clipped. Mean and
-    # standard deviation are ImageNet's.
+    # Pads to 1024 x 1024 after normalization, that is, with the mean color. Padding here and not in
+    # the pipeline leaves img_shape at the image size, to which boxes are clipped. Mean and standard
+    # deviation are ImageNet's.
     data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,

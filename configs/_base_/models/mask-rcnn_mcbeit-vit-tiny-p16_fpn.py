@@ -1,9 +1,9 @@
-"""A small Mask R-CNN on ViT-Ti/16 for 320-px images; all sizes are own choices."""
+"""A small Mask R-CNN on ViT-Ti/16 for 320-px images; all sizes are our choices."""
 
 _base_ = './mask-rcnn_mcbeit-vit-base-p16_fpn.py'
 
 width = 64
-norm_cfg = dict(type='GN', num_groups=8)  # batches are too small for batch statistics
+norm_cfg = dict(type='GN', num_groups=8)  # the batch is too small for batch norm
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=320),
@@ -17,7 +17,7 @@ model = dict(
         ),
         img_size=320,
         global_blocks=None,  # the last block of each quarter
-        window_size=8,  # the grid of pretraining at 128 px, whose table fits unchanged
+        window_size=8,  # grid of 128-px pretraining, so its table fits unchanged
         drop_path_rate=0.0,
         init_cfg=dict(checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-tiny-p16.pth}}'),
     ),

@@ -13,14 +13,14 @@ model = dict(
         second_mean=[0.0, 0.0, 0.0],  # tokenizer: [0, 1]; it normalizes its input itself
         second_std=[255.0, 255.0, 255.0],
         to_rgb=True,
-        non_blocking=True,  # with pin_memory of the data loader
+        non_blocking=True,  # works with the data loader's pin_memory
     ),
     backbone=dict(
         type='MCBEiTViT',
         arch='base',
         img_size=224,
         patch_size=16,
-        drop_path_rate=0.1,  # README
+        drop_path_rate=0.1,  # authors' README
         layer_scale_init_value=0.1,  # default of the authors' script
         rel_pos='shared',
         out_type='raw',
@@ -29,8 +29,8 @@ model = dict(
         type='MCBEiTHead',
         embed_dims=768,
         vocab_size=8192,
-        tau=4.0,  # README: --temp 4.0
-        omega=0.2,  # README: --omega 0.2, the weight of the refined term
+        tau=4.0,  # authors' README: --temp 4.0
+        omega=0.2,  # authors' README: --omega 0.2, the weight of the refined term
     ),
     target_generator=dict(
         type='GumbelVQGANTokenizer',

@@ -20,10 +20,10 @@ model = dict(
         arch='base',
         img_size=224,
         patch_size=16,
-        drop_path_rate=0.1,  # README
-        layer_scale_init_value=0.1,  # script default
+        drop_path_rate=0.1,  # authors' README
+        layer_scale_init_value=0.1,  # default of the authors' script
         rel_pos='per_block',
-        out_type='avg_featmap',  # fc_norm, fresh, on the mean without the class token
+        out_type='avg_featmap',  # fresh fc_norm on the mean without the class token
         init_cfg=dict(
             type='Pretrained', checkpoint='{{$MCBEIT_WEIGHTS:weights/mcbeit_vit-base-p16.pth}}'
         ),
@@ -37,7 +37,7 @@ model = dict(
         # std 0.02 x init_scale 0.001. MMEngine's TruncNormal sets 1 value in 2^25 to its bound.
         init_cfg=dict(type='Normal', layer='Linear', std=0.02 * 0.001, bias=0),
     ),
-    # README: one of the two per batch with equal probability; each image is mixed with a random
-    # one (authors: with its mirror image in the batch).
+    # Authors' README: one of the two per batch with equal probability. Each image is mixed with a
+    # random one; the authors mix with the reversed batch.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )

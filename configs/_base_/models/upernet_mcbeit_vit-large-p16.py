@@ -1,4 +1,4 @@
-"""UperNet on mc-BEiT ViT-L/16. The authors give none: numbers of BEiT-L (microsoft/unilm beit)."""
+"""UperNet on mc-BEiT ViT-L/16. Settings of BEiT-L (microsoft/unilm); the authors give none."""
 
 _base_ = './upernet_mcbeit_vit-base-p16.py'
 

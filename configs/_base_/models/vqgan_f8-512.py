@@ -1,4 +1,4 @@
-"""Small VQGAN: stride 8, 512 codes, 0.9 M parameters (own choice)."""
+"""Small VQGAN: stride 8, 512 codes, 0.9 M parameters (our choice)."""
 
 model = dict(
     type='GumbelVQGANTrainer',
@@ -20,5 +20,5 @@ model = dict(
     ),
     n_embed=512,
     embed_dim=16,
-    restart_interval=100,  # moves unused codes to latents
+    restart_interval=100,  # moves unused codes to random latents
 )

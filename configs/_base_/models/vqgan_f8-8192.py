@@ -1,4 +1,4 @@
-"""Network of the released vqgan_gumbel_f8 (see its model.yaml) and a PatchGAN: 69 M + 2.8 M params.
+"""Network of the released vqgan_gumbel_f8 (its model.yaml) and a PatchGAN: 69 M + 2.8 M parameters.
 
 The perceptual loss is off because it needs a file. To enable it in a derived config:
 model = dict(perceptual=dict(type='PerceptualLoss', vgg_weights=FILE)), see docs/tokenizers.md.

@@ -18,7 +18,7 @@ param_scheduler = [
         type='WarmupCosineLR',
         warmup=20,
         end=100,
-        eta_min_ratio=1e-6 / 4e-3,  # script default 1e-6, scaled per layer
+        eta_min_ratio=1e-6 / 4e-3,  # the authors' default 1e-6, scaled per layer
         by_epoch=True,
         convert_to_iter_based=True,
     )

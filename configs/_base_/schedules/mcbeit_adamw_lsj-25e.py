@@ -14,8 +14,8 @@ optim_wrapper = dict(
         },
     ),
 )
-# The cosine spans the whole training and is multiplied by the warm-up: nearly equal to detectron2,
-# which interpolates to the cosine's value at the end of the warm-up.
+# The cosine spans the whole training and is multiplied by the warm-up. detectron2 interpolates to
+# the cosine's value at the end of the warm-up, which is nearly equal.
 param_scheduler = [
     dict(
         type='LinearLR',

@@ -1,4 +1,4 @@
-"""Adam as in taming-transformers, 1,000k steps of 64 images (own choice)."""
+"""Adam as in taming-transformers, 1,000k steps of 64 images (our choice)."""
 
 _base_ = './tokenizer_adam_4k.py'
 

@@ -1,4 +1,4 @@
-"""Adam, 4,000 steps of 16 images (own choice), and the hooks for tokenizer training."""
+"""Adam, 4,000 steps of 16 images (our choice), and the hooks for tokenizer training."""
 
 _base_ = '../default_runtime.py'
 

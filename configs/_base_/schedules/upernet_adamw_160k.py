@@ -7,11 +7,11 @@ lr(i) = 8e-5 (1 - i / 160000), times i / 1500 while i < 1500.
 max_iters = 160000
 
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # the authors: apex O1
+    type='AmpOptimWrapper',  # apex O1 in the authors' code
     optimizer=dict(type='AdamW', lr=8e-5, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=None,
     constructor='ViTLayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9),  # cls_token is not decayed; theirs is, by accident
+    paramwise_cfg=dict(layer_decay_rate=0.9),  # does not decay cls_token; theirs does, by accident
 )
 param_scheduler = [
     # MMEngine's schedules reach their final value one iteration before `end`.

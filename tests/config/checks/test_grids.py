@@ -1,4 +1,4 @@
-"""Sizes that do not match are refused with those that would."""
+"""Mismatched sizes are refused, and the message names those that fit."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Misspelled keys are refused with a proposal; configs that work are not."""
+"""Misspelled keys are refused with a suggestion; working configs are not."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +74,7 @@ def parent_of(cfg, key):
 
 
 @pytest.mark.parametrize('path, key, value, message', MISTAKES, ids=[m[1] for m in MISTAKES])
-def test_misspelled_keys_are_refused_with_a_proposal(path, key, value, message):
+def test_misspelled_keys_are_refused_with_a_suggestion(path, key, value, message):
     cfg = load(path)
     if not key.startswith(UNTYPED):
         with pytest.raises(ValueError, match=message):
@@ -130,7 +130,7 @@ def test_keys_that_builders_remove_pass():
         ('model.head.omega.value', 'is 0.2 and has no key'),
     ],
 )
-def test_options_that_lead_nowhere(option, hint):
+def test_unknown_options_are_refused(option, hint):
     with pytest.raises(ValueError, match=hint):
         check_option(load(PRETRAIN), option)
 

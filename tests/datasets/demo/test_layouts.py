@@ -1,4 +1,4 @@
-"""The embedded data set: reproducible, consistent in all layouts, readable by mmpretrain & co."""
+"""The demo data set: reproducible, consistent in all layouts, readable by the three libraries."""
 
 import hashlib
 import json

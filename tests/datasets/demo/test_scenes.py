@@ -1,4 +1,4 @@
-"""The drawing of the embedded data set."""
+"""Drawing of the demo images."""
 
 import cv2
 import numpy as np

@@ -125,7 +125,7 @@ def test_killed_before_a_rename(tmp_path, when):
 
 
 def test_a_full_disk(tmp_path):
-    """On a real file system with room for two checkpoints and a half."""
+    """On a real file system with room for two and a half checkpoints."""
     pages = -(-file_size(tmp_path / 'probe') // 4096)
     size = 4096 * (5 * pages // 2)
     place = tmp_path / 'disk'
