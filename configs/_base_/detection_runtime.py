@@ -5,4 +5,4 @@ _base_ = './transfer_runtime.py'
 custom_imports = dict(imports=['mcbeit_mm', 'mcbeit_mm.layers.detection_precision'])
 default_scope = 'mmdet'
 default_hooks = dict(visualization=dict(type='DetVisualizationHook', interval=1, score_thr=0.3))
-visualizer = dict(type='DetLocalVisualizer', name='visualizer')
+visualizer = dict(type='DetLocalVisualizer')
