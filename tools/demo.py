@@ -2,7 +2,7 @@
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 
-Takes 13 minutes on 2 CPU cores with AMX and 27 without. Each stage runs other tools; their output
+Takes 11 to 27 minutes on 2 CPU cores, depending on their age. Each stage runs other tools; their output
 is in OUT/STAGE.log.
 """
 
