@@ -2,8 +2,8 @@
 
 python tools/demo.py [--out work_dirs/demo] [--data data/demo]
 
-Takes 11 to 27 minutes on 2 CPU cores, depending on their age. Each stage runs other tools; their output
-is in OUT/STAGE.log.
+Takes 11 to 27 minutes on 2 CPU cores, depending on their age. Each stage runs other tools; their
+output is in OUT/STAGE.log.
 """
 
 import argparse
